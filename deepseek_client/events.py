@@ -1,0 +1,75 @@
+"""What happened, as values: the core reports here, and metrics or logs listen.
+
+The core knows no metrics library. A hook that raises is logged and changes nothing.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+__all__ = ["CallFinished", "emit", "subscribe", "unsubscribe"]
+
+_logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class CallFinished:
+    """One call has ended, well or badly.
+
+    Attributes:
+        method: name of the wrapped client's method, e.g. "chat".
+        mode: "async" when it ran on the pool, "sync" when it ran in the caller's thread.
+        waited_s: seconds in the queue.
+        ran_s: seconds in a worker; 0 when it never started.
+        error: the error's code, None on success.
+        usage: the reply's token counts as the API names them; empty when there was none.
+    """
+
+    method: str
+    mode: str
+    waited_s: float
+    ran_s: float
+    error: str | None
+    usage: dict[str, Any]
+
+
+_Hook = Callable[[CallFinished], None]
+_hooks: tuple[_Hook, ...] = ()  # replaced under _lock, never changed: emit() reads it without
+_lock = threading.Lock()
+
+
+def subscribe(hook: _Hook) -> None:
+    """Calls `hook` with each event from now on; the same hook twice counts once.
+
+    Threads: any. The hook runs in whichever thread reports, several at once, and should not block.
+    """
+    global _hooks
+    with _lock:
+        if hook not in _hooks:
+            _hooks = (*_hooks, hook)
+
+
+def unsubscribe(hook: _Hook) -> None:
+    """Stops calling `hook`; an unknown one is ignored.
+
+    Threads: any.
+    """
+    global _hooks
+    with _lock:
+        _hooks = tuple(known for known in _hooks if known != hook)
+
+
+def emit(event: CallFinished) -> None:
+    """Hands `event` to every hook. Never raises because of one.
+
+    Threads: any.
+    """
+    for hook in _hooks:
+        try:
+            hook(event)
+        except Exception:  # the edge to code that is not ours
+            _logger.exception("event hook %r failed", hook)

@@ -1,0 +1,324 @@
+"""A bounded pool of threads that event loops can await.
+
+The only module that knows executors. Two numbers bound it: `workers` threads run, `queue_limit` calls wait, and
+one more is refused at once. A slot (the right to be queued or running) belongs to the call's thread, not to its
+waiter: a waiter that gives up does not free a thread that still runs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import functools
+import os
+import threading
+import time
+import weakref
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
+
+from .errors import DeadlineExceeded, DeepSeekError, Overloaded, PoolClosed
+
+__all__ = ["WorkerPool", "close_default_pools", "default_pool", "run_here"]
+
+_T = TypeVar("_T")
+
+
+class _ThisThread(threading.local):
+    """What a worker thread knows of itself."""
+
+    pool: WorkerPool | None = None  # the pool whose call this thread runs
+    deputy: ThreadPoolExecutor | None = None  # runs this call's nested calls when no worker is idle
+
+
+_this_thread = _ThisThread()
+
+
+class WorkerPool:
+    """Runs blocking functions for any number of event loops, in turn and at once.
+
+    A function may offer a method `abort(reason: str)`: the pool calls it, from another thread, when the function
+    is running and nobody waits for it any more ("deadline", "cancelled", "closing"). It should make the function
+    return soon and must not block or raise. Without it the function keeps its thread until it ends by itself.
+
+    Args:
+        workers: threads, started as they are needed, at least 1.
+        queue_limit: calls that may wait for a thread, 0 for none.
+
+    Threads: every method may be called from any thread and any event loop; `run` blocks none of them. After a
+    fork the child's pool is empty and open, whatever the parent's was doing.
+    """
+
+    def __init__(self, workers: int, queue_limit: int) -> None:
+        if workers < 1 or queue_limit < 0:
+            raise ValueError(f"workers={workers}, queue_limit={queue_limit}: need at least 1 and at least 0")
+        self._workers = workers
+        self._queue_limit = queue_limit
+        self._reset()
+        _pools.add(self)
+
+    def _reset(self) -> None:
+        self._changed = threading.Condition()
+        self._calls: set[_Call] = set()  # guarded by _changed; admitted and not ended
+        self._queued = 0  # guarded by _changed; slots of calls that wait
+        self._running = 0  # guarded by _changed; slots of calls that run
+        self._rejected = 0  # guarded by _changed
+        self._closed = False  # guarded by _changed
+        self._executor = ThreadPoolExecutor(self._workers, thread_name_prefix="llm-worker")
+
+    async def run(
+        self, fn: Callable[..., _T], /, *args: Any, deadline: float | None = None, **kwargs: Any
+    ) -> _T:
+        """Awaits `fn(*args, **kwargs)` on a worker thread, with a copy of the caller's contextvars.
+
+        Called from one of the pool's own threads, it borrows an idle worker. When there is none it gets no slot,
+        for which it might wait for ever: the calling worker, which waits, is stood in for by one further thread,
+        so that no more calls run than there are workers.
+
+        Args:
+            deadline: a moment on `time.monotonic()`; None waits without limit.
+
+        Raises:
+            Overloaded: no slot is free; `fn` was not called.
+            DeadlineExceeded: the deadline passed, in the queue (`fn` was not called) or while `fn` ran.
+            PoolClosed: the pool was closed before `fn` was called or while it ran.
+            asyncio.CancelledError: the waiting task was cancelled; a queued call is removed, a running one aborted.
+        """
+        if deadline is not None and deadline <= time.monotonic():
+            raise DeadlineExceeded("The call's time was over before it was started.")
+        call = _Call(
+            self,
+            work=functools.partial(contextvars.copy_context().run, fn, *args, **kwargs),
+            abort=getattr(fn, "abort", None),
+        )
+        executor = self._admit(call)
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[_T]
+        try:
+            future = loop.run_in_executor(executor, call)
+        except RuntimeError as exc:  # no more threads in this process, or closed meanwhile
+            self._leave(call)
+            raise Overloaded("No thread can be started for the call.") from exc
+        call.notify = functools.partial(loop.call_soon_threadsafe, future.cancel)
+        if call.error is not None:  # closed before it could be notified
+            future.cancel()
+        try:
+            left = None if deadline is None else deadline - time.monotonic()
+            done, _ = await asyncio.wait((future,), timeout=left)
+        except asyncio.CancelledError:
+            self._give_up(call, "cancelled")
+            future.cancel()
+            raise
+        if not done:
+            self._give_up(call, "deadline")
+            future.cancel()
+            raise DeadlineExceeded("The call's time is over.")
+        if call.error is not None and (future.cancelled() or future.exception() is not None):
+            raise call.error
+        return future.result()
+
+    def stats(self) -> dict[str, int]:
+        """Counts of this moment: workers, busy, queued, queue_limit, rejected (since the start)."""
+        with self._changed:
+            return {
+                "workers": self._workers,
+                "busy": self._running,
+                "queued": self._queued,
+                "queue_limit": self._queue_limit,
+                "rejected": self._rejected,
+            }
+
+    def close(self, grace_s: float = 0.0) -> None:
+        """Refuses new calls, lets those in flight finish for `grace_s` seconds, then ends the rest with PoolClosed.
+
+        Idempotent. Blocks the calling thread for at most `grace_s`.
+        """
+        with self._changed:
+            self._closed = True
+            self._changed.wait_for(lambda: not self._calls, timeout=grace_s)
+            rest = list(self._calls)
+            for call in rest:
+                call.error = PoolClosed("The service is shutting down.")
+        for call in rest:
+            self._give_up(call, "closing")
+            call.tell_waiter()
+        self._executor.shutdown(wait=False)
+
+    def _admit(self, call: _Call) -> ThreadPoolExecutor:
+        """Gives the call a slot, and says which threads run it."""
+        with self._changed:
+            if self._closed:
+                raise PoolClosed("The service is shutting down.")
+            taken = self._queued + self._running
+            if taken >= self._workers and _this_thread.pool is self:
+                self._calls.add(call)
+                return _deputy()
+            if taken >= self._workers + self._queue_limit:
+                self._rejected += 1
+                raise Overloaded(
+                    f"All {self._workers} workers are busy and {self._queue_limit} calls wait already."
+                )
+            call.slots = 1
+            self._queued += 1
+            self._calls.add(call)
+            return self._executor
+
+    def _start(self, call: _Call) -> bool:
+        """Whether somebody still waits for the queued call, which runs from now on."""
+        with self._changed:
+            if call not in self._calls or call.error is not None:
+                return False
+            call.running = True
+            self._queued -= call.slots
+            self._running += call.slots
+            return True
+
+    def _leave(self, call: _Call) -> None:
+        with self._changed:
+            self._leave_locked(call)
+
+    def _leave_locked(self, call: _Call) -> None:
+        if call not in self._calls:  # left before, or belongs to the parent of this process
+            return
+        self._calls.remove(call)
+        if call.running:
+            self._running -= call.slots
+        else:
+            self._queued -= call.slots
+        call.work = None  # the executor keeps the husk until a thread is free; not the prompt with it
+        self._changed.notify_all()
+
+    def _give_up(self, call: _Call, reason: str) -> None:
+        """Frees the slot of a queued call; aborts a running one, whose thread will free its slot."""
+        with self._changed:
+            if not call.running:
+                self._leave_locked(call)
+        if call.running and call.abort is not None:
+            call.abort(reason)
+
+
+class _Call:
+    """One admitted call, from its slot to its thread's end."""
+
+    __slots__ = ("abort", "error", "notify", "pool", "running", "slots", "work")
+
+    def __init__(
+        self, pool: WorkerPool, work: Callable[[], Any], abort: Callable[[str], None] | None
+    ) -> None:
+        self.pool = pool
+        self.work: Callable[[], Any] | None = work
+        self.abort = abort
+        self.slots = 0  # how many it takes: 0 when its caller's worker stands in
+        self.running = False  # guarded by pool._changed
+        self.error: DeepSeekError | None = None  # guarded by pool._changed
+        self.notify: Callable[[], Any] | None = None
+
+    def __call__(self) -> Any:
+        work = self.work
+        if work is None or not self.pool._start(self):
+            raise self.error or asyncio.CancelledError()
+        _this_thread.pool = self.pool
+        try:
+            return work()
+        except Exception as exc:
+            if isinstance(exc, StopIteration):  # asyncio cannot carry it: the waiter would never wake
+                raise RuntimeError("the call raised StopIteration") from exc
+            raise
+        except BaseException as exc:  # SystemExit and its like would end the waiter's event loop
+            raise RuntimeError(f"the call raised {type(exc).__name__}") from exc
+        finally:
+            _this_thread.pool = None
+            _dismiss_deputy()
+            # Before the waiter hears of the result, so that it finds the slot free.
+            self.pool._leave(self)
+
+    def tell_waiter(self) -> None:
+        if self.notify is not None:
+            try:
+                self.notify()
+            except RuntimeError:  # its loop is closed: nobody waits
+                pass
+
+
+def _deputy() -> ThreadPoolExecutor:
+    if _this_thread.deputy is None:
+        _this_thread.deputy = ThreadPoolExecutor(1, thread_name_prefix="llm-deputy")
+    return _this_thread.deputy
+
+
+def _dismiss_deputy() -> None:
+    if _this_thread.deputy is not None:
+        _this_thread.deputy.shutdown(wait=False)
+        _this_thread.deputy = None
+
+
+def run_here(fn: Callable[..., _T], /, *args: Any, deadline: float | None = None, **kwargs: Any) -> _T:
+    """Calls `fn` in the caller's thread; at the deadline its `abort` is called from a timer thread.
+
+    Args:
+        deadline: a moment on `time.monotonic()`; None for no limit. Without an `abort` it is checked at the end.
+
+    Raises:
+        DeadlineExceeded: the deadline passed before `fn` ended, whatever it returned or raised.
+    """
+    if deadline is None:
+        return fn(*args, **kwargs)
+    left = deadline - time.monotonic()
+    if left <= 0:
+        raise DeadlineExceeded("The call's time was over before it was started.")
+    abort = getattr(fn, "abort", None)
+    timer = threading.Timer(left, abort, ("deadline",)) if abort is not None else None
+    if timer is not None:
+        timer.daemon = True
+        timer.start()
+    error: Exception | None = None
+    try:
+        result = fn(*args, **kwargs)
+    except Exception as exc:
+        error = exc
+    finally:
+        if timer is not None:
+            timer.cancel()
+    if time.monotonic() >= deadline:
+        raise DeadlineExceeded("The call's time is over.") from error
+    if error is not None:
+        raise error
+    return result
+
+
+_pools: weakref.WeakSet[WorkerPool] = weakref.WeakSet()
+_defaults: dict[tuple[int, int], WorkerPool] = {}  # guarded by _defaults_lock
+_defaults_lock = threading.Lock()
+
+
+def default_pool(workers: int, queue_limit: int) -> WorkerPool:
+    """The process-wide pool of this size, made at the first request; a closed one is replaced.
+
+    Threads: any.
+    """
+    with _defaults_lock:
+        pool = _defaults.get((workers, queue_limit))
+        if pool is None or pool._closed:
+            pool = _defaults[workers, queue_limit] = WorkerPool(workers, queue_limit)
+        return pool
+
+
+def close_default_pools(grace_s: float = 0.0) -> None:
+    """Closes the process-wide pools, for a process that is about to leave. See WorkerPool.close."""
+    with _defaults_lock:
+        pools = list(_defaults.values())
+    for pool in pools:
+        pool.close(grace_s)
+
+
+def _after_fork_in_child() -> None:
+    # Neither the parent's threads nor the owners of its locks exist here.
+    global _defaults_lock
+    _defaults_lock = threading.Lock()
+    _this_thread.deputy = None
+    for pool in _pools:
+        pool._reset()
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -1,0 +1,123 @@
+"""The settings, read once from a mapping and frozen.
+
+`Settings.from_env(os.environ)` is the only reader of these variables; everything else is handed the result.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from urllib.parse import urlsplit
+
+from .errors import ConfigError
+
+__all__ = ["Settings"]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything that an operator can set, already checked.
+
+    Attributes:
+        max_workers: LLM_MAX_WORKERS, threads per process that run blocking calls.
+        queue_limit: LLM_QUEUE_LIMIT, calls that may wait for a thread.
+        deadline_s: LLM_DEADLINE_S, seconds for the whole of one call.
+        batch_limit: LLM_BATCH_LIMIT, prompts in one batch request.
+        prompt_limit: LLM_PROMPT_LIMIT, characters in one prompt.
+        use_async: USE_ASYNC_DEEPSEEK; False runs each call in its caller's thread.
+        transport: DEEPSEEK_TRANSPORT; False installs nothing below the legacy client.
+        api_key: DEEPSEEK_API_KEY, "" when there is none. Not in the repr.
+        base_url: DEEPSEEK_BASE_URL without a trailing slash.
+        model: DEEPSEEK_MODEL, "" leaves the client's own.
+
+    Threads: immutable.
+    """
+
+    max_workers: int = 5
+    queue_limit: int = 100
+    deadline_s: float = 25.0
+    batch_limit: int = 100
+    prompt_limit: int = 20_000
+    use_async: bool = True
+    transport: bool = True
+    api_key: str = field(default="", repr=False)
+    base_url: str = "https://api.deepseek.com"
+    model: str = ""
+
+    @classmethod
+    def from_env(cls, env: Mapping[str, str]) -> Settings:
+        """Reads the variables that this project knows; an unset or blank one means its default.
+
+        Raises:
+            ConfigError: the first variable that is wrong: its name, its value (never a key's) and what is needed.
+        """
+        return cls(
+            max_workers=_whole(env, "LLM_MAX_WORKERS", cls.max_workers, 1, 1000),
+            queue_limit=_whole(env, "LLM_QUEUE_LIMIT", cls.queue_limit, 0, 100_000),
+            deadline_s=_seconds(env, "LLM_DEADLINE_S", cls.deadline_s, 3600),
+            batch_limit=_whole(env, "LLM_BATCH_LIMIT", cls.batch_limit, 1, 10_000),
+            prompt_limit=_whole(env, "LLM_PROMPT_LIMIT", cls.prompt_limit, 1, 1_000_000),
+            use_async=_switch(env, "USE_ASYNC_DEEPSEEK", cls.use_async),
+            transport=_switch(env, "DEEPSEEK_TRANSPORT", cls.transport),
+            api_key=_key(env, "DEEPSEEK_API_KEY"),
+            base_url=_url(env, "DEEPSEEK_BASE_URL", cls.base_url),
+            model=_text(env, "DEEPSEEK_MODEL"),
+        )
+
+
+def _text(env: Mapping[str, str], name: str) -> str:
+    return (env.get(name) or "").strip()
+
+
+def _whole(env: Mapping[str, str], name: str, default: int, low: int, high: int) -> int:
+    text = _text(env, name)
+    if not text:
+        return default
+    # int() alone would also take "1_0", "+5" and digits of other scripts.
+    if re.fullmatch("[0-9]{1,9}", text) and low <= int(text) <= high:
+        return int(text)
+    raise ConfigError(f"{name}={text!r}: need a whole number from {low} to {high}")
+
+
+def _seconds(env: Mapping[str, str], name: str, default: float, high: float) -> float:
+    text = _text(env, name)
+    if not text:
+        return default
+    if re.fullmatch(r"[0-9]+(\.[0-9]+)?", text) and 0 < float(text) <= high:
+        return float(text)
+    raise ConfigError(f"{name}={text!r}: need seconds, more than 0 and at most {high:g}")
+
+
+def _switch(env: Mapping[str, str], name: str, default: bool) -> bool:
+    text = _text(env, name)
+    if not text:
+        return default
+    if text.lower() in ("1", "true", "yes", "on"):
+        return True
+    if text.lower() in ("0", "false", "no", "off"):
+        return False
+    raise ConfigError(f"{name}={text!r}: need 1 or 0")
+
+
+def _url(env: Mapping[str, str], name: str, default: str) -> str:
+    text = _text(env, name)
+    if not text:
+        return default
+    try:
+        parts = urlsplit(text)
+        good = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError:  # brackets that do not match, a port out of range
+        good = False
+    if "@" in text:
+        raise ConfigError(f"{name} (not shown): need an address without user name and password")
+    if not good or re.search(r"[\s?#]", text):
+        raise ConfigError(f"{name}={text!r}: need an http or https address such as {default}")
+    return text.rstrip("/")
+
+
+def _key(env: Mapping[str, str], name: str) -> str:
+    text = _text(env, name)
+    if not re.fullmatch("[!-~]*", text):  # what an HTTP header can carry without escaping
+        raise ConfigError(f"{name} (not shown): need printable ASCII without blanks")
+    return text

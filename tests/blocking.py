@@ -1,0 +1,70 @@
+"""Blocking functions under a test's control, and waits for what they cause."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+import time
+import traceback
+from collections.abc import Callable
+
+from deepseek_client import WorkerPool
+
+GIVE_UP_S = 5.0
+
+
+class Blocked:
+    """A blocking function that its owner, or an abort, lets go; it says when a thread is inside."""
+
+    def __init__(self) -> None:
+        self.entered = threading.Event()
+        self.gate = threading.Event()
+        self.reason: str | None = None
+
+    def __call__(self) -> str:
+        self.entered.set()
+        assert self.gate.wait(GIVE_UP_S)
+        return "let go"
+
+    def abort(self, reason: str) -> None:
+        self.reason = reason
+        self.gate.set()
+
+
+class Deaf(Blocked):
+    """One that no abort reaches."""
+
+    abort = None  # type: ignore[assignment]
+
+
+async def entered(*blocked: Blocked) -> None:
+    for one in blocked:
+        assert await asyncio.to_thread(one.entered.wait, GIVE_UP_S)
+
+
+async def until(fact: Callable[[], bool]) -> None:
+    """Lets other tasks and threads go on until the fact is true."""
+    deadline = time.monotonic() + GIVE_UP_S
+    while not fact():
+        assert time.monotonic() < deadline, "never became true"
+        await asyncio.sleep(0)
+
+
+def counts(pool: WorkerPool) -> tuple[int, int]:
+    stats = pool.stats()
+    return stats["busy"], stats["queued"]
+
+
+def in_child(work: Callable[[], None]) -> None:
+    """Runs `work` in a forked child; fails if it raises or hangs there."""
+    pid = os.fork()
+    if pid == 0:
+        threading.Timer(GIVE_UP_S, os._exit, (9,)).start()
+        try:
+            work()
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0

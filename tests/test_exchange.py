@@ -1,0 +1,80 @@
+"""Exchange: keeps what a method did, and knows which code belongs to it."""
+
+from __future__ import annotations
+
+import threading
+
+from deepseek_client.exchange import Exchange, current
+
+
+def test_the_result_is_kept():
+    """An exchange keeps what its method returned, and when it began and ended."""
+    exchange = Exchange("double", lambda number: 2 * number)
+    exchange(21)
+    assert exchange.result == 42
+    assert exchange.raised is None
+    assert exchange.began is not None
+    assert exchange.ended is not None
+    assert exchange.began <= exchange.ended
+
+
+def test_an_exception_is_kept_and_not_raised():
+    """An exchange never raises what its method raised: its owner judges."""
+
+    def fail() -> None:
+        raise LookupError("x")
+
+    exchange = Exchange("fail", fail)
+    exchange()
+    assert isinstance(exchange.raised, LookupError)
+    assert exchange.result is None
+
+
+def test_code_inside_finds_its_exchange():
+    """current() is the exchange inside the method, also nested, and None before and after."""
+    seen: list[Exchange | None] = []
+    inner = Exchange("inner", lambda: seen.append(current()))
+
+    def look() -> None:
+        seen.append(current())
+        inner()
+        seen.append(current())
+
+    outer = Exchange("outer", look)
+    assert current() is None
+    outer()
+    assert current() is None
+    assert seen == [outer, inner, outer]
+
+
+def test_an_unrecorded_exchange_is_invisible():
+    """With record=False the outcome is kept, but the transport finds no exchange, not even an outer one."""
+    seen: list[Exchange | None] = []
+    inner = Exchange("inner", lambda: seen.append(current()), record=False)
+    Exchange("outer", inner)()
+    assert seen == [None]
+    assert inner.ended is not None
+
+
+def test_other_threads_do_not_see_it():
+    """A thread that the method starts is not part of the exchange."""
+    seen: list[Exchange | None] = []
+
+    def start() -> None:
+        thread = threading.Thread(target=lambda: seen.append(current()))
+        thread.start()
+        thread.join()
+
+    Exchange("start", start)()
+    assert seen == [None]
+
+
+def test_only_the_last_request_counts():
+    """A further request forgets what was known of the one before."""
+    exchange = Exchange("x", int)
+    exchange.begin_request()
+    exchange.status, exchange.error, exchange.body = 500, OSError(), b"x"
+    exchange.retry_after = "3"
+    exchange.begin_request()
+    assert exchange.requests == 2
+    assert (exchange.status, exchange.error, exchange.body, exchange.retry_after) == (None, None, None, None)

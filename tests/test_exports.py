@@ -1,0 +1,150 @@
+import ast
+import dataclasses
+import importlib
+import inspect
+from pathlib import Path
+
+import pytest
+
+import deepseek_client
+from deepseek_client import errors
+
+ROOT = Path(__file__).parents[1]
+
+# Design, section 3, and the errors of section 6.
+EXPORTS = [
+    "AsyncDeepSeekClient",
+    "AsyncFacade",
+    "DeepSeekClient",
+    "Settings",
+    "WorkerPool",
+    "get_default_client",
+    *errors.__all__,
+]
+
+
+def module_name(file):
+    """The dotted name of a file's module."""
+    return ".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+# gunicorn.conf.py is a file of settings and no module; wsgi.py builds the app when it is imported.
+FILES = {
+    module_name(file): file
+    for package in ("deepseek_client", "webapp")
+    for file in sorted((ROOT / package).rglob("*.py"))
+    if file.name not in ("gunicorn.conf.py", "wsgi.py")
+}
+LEGACY = "deepseek_client.client"
+each_module = pytest.mark.parametrize("name", FILES)
+
+
+def public_objects(name):
+    """The classes and functions that a module defines and exports."""
+    module = importlib.import_module(name)
+    for public in getattr(module, "__all__", ()):  # its own test says what is wrong with it
+        value = getattr(module, public, None)
+        if (inspect.isclass(value) or inspect.isroutine(value)) and value.__module__ == name:
+            yield public, value
+
+
+def own_docstring(value):
+    """The docstring that somebody wrote, not the `Name(field, ...)` that dataclass and NamedTuple make."""
+    text = value.__doc__ or ""
+    return "" if inspect.isclass(value) and text.startswith(f"{value.__name__}(") else text
+
+
+def public_members(cls):
+    """Methods and properties that the class itself defines."""
+    for name, member in vars(cls).items():
+        if not name.startswith("_") and (
+            inspect.isroutine(member) or isinstance(member, (property, classmethod, staticmethod))
+        ):
+            yield name, member
+
+
+def is_pure_data(cls):
+    """Whether instances are mere frozen values."""
+    return issubclass(cls, tuple) or (dataclasses.is_dataclass(cls) and cls.__dataclass_params__.frozen)
+
+
+PUBLIC_CLASSES = {
+    f"{name}.{public}": value
+    for name in FILES
+    if name.startswith("deepseek_client")
+    for public, value in public_objects(name)
+    if inspect.isclass(value) and not issubclass(value, BaseException) and not is_pure_data(value)
+}
+
+
+def bound_names(tree):
+    """Names that a module's top level defines, but for views, which bear their endpoint's name."""
+    for node in tree.body:
+        if isinstance(node, ast.ClassDef):
+            yield node.name
+        elif isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            if not any(isinstance(decorator, ast.Call) for decorator in node.decorator_list):
+                yield node.name
+        elif isinstance(node, (ast.Assign, ast.AnnAssign)):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            yield from (part.id for target in targets for part in ast.walk(target) if is_bound(part))
+
+
+def is_bound(node):
+    """Whether a node is a name that gets a value."""
+    return isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)
+
+
+def test_package_exports_the_documented_names():
+    """`from deepseek_client import ...` offers the design's names and the errors, sorted, and no other."""
+    assert deepseek_client.__all__ == sorted(EXPORTS)
+
+
+@each_module
+def test_module_says_what_is_public(name):
+    """Each module has an `__all__` whose names exist, each once."""
+    module = importlib.import_module(name)
+    assert [public for public in module.__all__ if not hasattr(module, public)] == []
+    assert len(set(module.__all__)) == len(module.__all__)
+
+
+@each_module
+def test_module_has_no_third_state(name):
+    """What a module defines is in `__all__` or starts with an underscore; the legacy client is as it was."""
+    module = importlib.import_module(name)
+    known = {*module.__all__, *({"logger"} if name == LEGACY else ())}
+    tree = ast.parse(FILES[name].read_text(encoding="utf-8"))
+    assert [bound for bound in bound_names(tree) if bound not in known and not bound.startswith("_")] == []
+
+
+@each_module
+def test_module_has_a_docstring(name):
+    """Each module says in its first line what it is."""
+    assert (importlib.import_module(name).__doc__ or "").strip() != ""
+
+
+@each_module
+def test_public_names_have_docstrings(name):
+    """Each public function and class, and each public method of it, says what its caller gets."""
+    missing = []
+    for public, value in public_objects(name):
+        if not own_docstring(value).strip():
+            missing.append(public)
+        if inspect.isclass(value):
+            members = [member for member, _ in public_members(value)]
+            missing += [
+                f"{public}.{member}" for member in members if not inspect.getdoc(getattr(value, member))
+            ]
+    assert missing == []
+
+
+def test_there_are_classes_to_check():
+    """The next test is not empty."""
+    assert {"deepseek_client.client.DeepSeekClient", "deepseek_client.pool.WorkerPool"} <= set(PUBLIC_CLASSES)
+
+
+@pytest.mark.parametrize("cls", PUBLIC_CLASSES.values(), ids=PUBLIC_CLASSES)
+def test_public_class_says_who_may_call_it(cls):
+    """A public class that is neither an exception nor pure data has a `Threads:` section."""
+    lines = inspect.cleandoc(own_docstring(cls)).splitlines()
+    assert any(line.startswith("Threads:") for line in lines), "who may call it, from which thread?"

@@ -1,0 +1,423 @@
+"""The facade: any blocking client becomes awaitable, and DeepSeek's tells the truth."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from types import SimpleNamespace
+from typing import Any
+from unittest.mock import Mock, patch
+
+import pytest
+import responses
+
+from deepseek_client import (
+    AsyncDeepSeekClient,
+    AsyncFacade,
+    AuthenticationFailed,
+    BadReply,
+    ConfigError,
+    ConnectionFailed,
+    DeadlineExceeded,
+    DeepSeekClient,
+    DeepSeekError,
+    InsufficientBalance,
+    Overloaded,
+    PoolClosed,
+    RateLimited,
+    Settings,
+    UpstreamRejected,
+    UpstreamUnavailable,
+    WorkerPool,
+)
+from deepseek_client.sandbox import SandboxConfig, running
+
+GIVE_UP_S = 5.0
+UNKNOWN = {"intent": "unknown", "slots": {}, "allowed": True, "reason": ""}
+NOWHERE = {"DEEPSEEK_API_KEY": "sk-test", "DEEPSEEK_BASE_URL": "http://127.0.0.1:9"}
+
+
+class Plain:
+    """A client that has nothing to do with this project."""
+
+    colour = "red"
+
+    def add(self, one: int, *, other: int = 0) -> int:
+        return one + other
+
+    def fail(self) -> None:
+        raise LookupError("of the client")
+
+
+@pytest.fixture
+def pool():
+    made = WorkerPool(workers=2, queue_limit=0)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def facade(pool):
+    return AsyncFacade(Plain(), pool=pool)
+
+
+class TestAnyClient:
+    """AsyncFacade wraps whatever it is given."""
+
+    async def test_a_method_gains_an_awaitable_twin(self, facade):
+        """`name_async` runs `name` with its arguments, in another thread."""
+        assert await facade.add_async(1, other=2) == 3
+
+    async def test_calls_run_at_once(self):
+        """Three calls are in flight at the same moment, or the barrier breaks."""
+        gate = threading.Barrier(3, timeout=GIVE_UP_S)
+        client = SimpleNamespace(chat=lambda prompt: (gate.wait(), prompt)[1])
+        facade = AsyncFacade(client, pool=WorkerPool(workers=3, queue_limit=0))
+        assert await asyncio.gather(*(facade.chat_async(prompt) for prompt in "abc")) == ["a", "b", "c"]
+
+    async def test_an_exception_comes_back_as_it_is(self, facade):
+        """What the client raises is raised, with its own type."""
+        with pytest.raises(LookupError, match="of the client"):
+            await facade.fail_async()
+
+    def test_every_other_attribute_is_the_clients(self, facade):
+        """Attributes are read from, set on and deleted from the wrapped client."""
+        assert facade.colour == "red"
+        facade.colour = "blue"
+        assert facade._client.colour == "blue"
+        del facade.colour
+        assert facade.colour == "red"
+        assert facade.add(1) == 1
+
+    @pytest.mark.parametrize("name", ["nothing", "nothing_async", "colour_async"])
+    def test_an_attribute_that_the_client_lacks(self, facade, name):
+        """A missing attribute is an AttributeError; only methods have a twin."""
+        with pytest.raises(AttributeError):
+            getattr(facade, name)
+
+    async def test_a_mock_is_a_client_too(self, pool):
+        """A Mock, which has every attribute, gets its calls through the pool."""
+        client = Mock()
+        client.chat.return_value = {"text": "hi"}
+        assert await AsyncFacade(client, pool=pool).chat_async("x") == {"text": "hi"}
+        client.chat.assert_called_once_with("x")
+
+    async def test_patching_a_facade_patches_its_client(self, facade):
+        """unittest.mock.patch.object works on a facade, and leaves it as it was."""
+        with patch.object(facade, "add", return_value=42):
+            assert await facade.add_async(1) == 42
+        assert await facade.add_async(1) == 1
+
+    async def test_a_full_pool_refuses(self, pool):
+        """A call beyond workers and queue is Overloaded at once."""
+        entered, gate = threading.Barrier(3, timeout=GIVE_UP_S), threading.Event()
+
+        def block() -> None:
+            entered.wait()
+            assert gate.wait(GIVE_UP_S)
+
+        facade = AsyncFacade(SimpleNamespace(block=block), pool=pool)
+        calls = [asyncio.ensure_future(facade.block_async()) for _ in range(2)]
+        await asyncio.to_thread(entered.wait)
+        with pytest.raises(Overloaded):
+            await facade.block_async()
+        gate.set()
+        await asyncio.gather(*calls)
+
+    async def test_a_closed_facade_refuses(self, facade):
+        """After close, which may be repeated and ends a `with`, calls are PoolClosed; the pool is not."""
+        with facade as same, facade:
+            assert same is facade
+        async with facade:
+            pass
+        with pytest.raises(PoolClosed):
+            await facade.add_async(1)
+        assert await AsyncFacade(Plain(), pool=facade._pool).add_async(1) == 1
+
+    def test_the_repr_names_the_client_and_no_key(self):
+        """A facade's repr says what it wraps; it holds no key."""
+        client = AsyncDeepSeekClient("sk-secret", settings=Settings())
+        assert repr(client) == "<AsyncDeepSeekClient over DeepSeekClient>"
+
+    async def test_the_pool_is_sized_by_the_settings(self):
+        """Without a pool of its own a facade uses the process-wide one of LLM_MAX_WORKERS threads."""
+        settings = Settings.from_env({"LLM_MAX_WORKERS": "3", "LLM_QUEUE_LIMIT": "0"})
+        entered, gate = threading.Barrier(4, timeout=GIVE_UP_S), threading.Event()
+
+        def block() -> None:
+            entered.wait()
+            assert gate.wait(GIVE_UP_S)
+
+        facade = AsyncFacade(SimpleNamespace(block=block), settings=settings)
+        calls = [asyncio.ensure_future(facade.block_async()) for _ in range(3)]
+        await asyncio.to_thread(entered.wait)
+        with pytest.raises(Overloaded, match="All 3 workers are busy and 0 calls wait"):
+            await facade.block_async()
+        gate.set()
+        await asyncio.gather(*calls)
+
+
+def build(settings: Settings, **options: Any) -> AsyncDeepSeekClient:
+    return AsyncDeepSeekClient(settings=settings, **{"errors": "raise", **options})
+
+
+class TestConstruction:
+    """How AsyncDeepSeekClient finds what it wraps."""
+
+    def test_the_settings_configure_the_client(self):
+        """Key, base URL and model come from the settings; no network is touched."""
+        env = {
+            "DEEPSEEK_API_KEY": "sk-env",
+            "DEEPSEEK_BASE_URL": "http://h:1/x/",
+            "DEEPSEEK_MODEL": "deepseek-v4-pro",
+        }
+        client = AsyncDeepSeekClient(settings=Settings.from_env(env))
+        assert (client.api_key, client.base_url, client.model) == (
+            "sk-env",
+            "http://h:1/x",
+            "deepseek-v4-pro",
+        )
+
+    def test_arguments_configure_the_client(self):
+        """A key given as an argument comes before the settings', and is cleaned of a stray line end."""
+        client = AsyncDeepSeekClient("sk-arg\n", "deepseek-flash", settings=Settings(api_key="sk-env"))
+        assert (client.api_key, client.model) == ("sk-arg", "deepseek-flash")
+
+    def test_an_existing_client_stays_as_it_is(self):
+        """A client that is handed in keeps its own configuration."""
+        legacy = DeepSeekClient("sk-own", "own-model")
+        client = AsyncDeepSeekClient(client=legacy, settings=Settings(api_key="sk-env", model="x"))
+        assert client.api_key == "sk-own"
+        assert client.model == "own-model"
+        assert client.base_url == "https://api.deepseek.com/v1"
+
+    def test_the_environment_is_read_when_no_settings_are_given(self, monkeypatch):
+        """Without settings the environment counts, at the time of the call."""
+        monkeypatch.setenv("DEEPSEEK_API_KEY", "sk-env")
+        monkeypatch.setenv("LLM_DEADLINE_S", "3")
+        client = AsyncDeepSeekClient()
+        assert client.api_key == "sk-env"
+        assert client._settings.deadline_s == 3.0
+
+    def test_an_unknown_error_mode_is_refused(self):
+        """A typing error in `errors` is named."""
+        with pytest.raises(ConfigError, match='errors=\'ignore\': need "swallow" or "raise"'):
+            AsyncDeepSeekClient(errors="ignore")
+
+
+FAULTS = [
+    ({"fault": "status", "status": 400}, UpstreamRejected),
+    ({"fault": "status", "status": 401}, AuthenticationFailed),
+    ({"fault": "status", "status": 402}, InsufficientBalance),
+    ({"fault": "status", "status": 403}, AuthenticationFailed),
+    ({"fault": "status", "status": 404}, UpstreamRejected),
+    ({"fault": "status", "status": 422}, UpstreamRejected),
+    ({"fault": "status", "status": 429}, RateLimited),
+    ({"fault": "status", "status": 500}, UpstreamUnavailable),
+    ({"fault": "status", "status": 503}, UpstreamUnavailable),
+    ({"fault": "reset_before_reply"}, ConnectionFailed),
+    ({"fault": "close_before_reply"}, ConnectionFailed),
+    ({"fault": "reset_in_body"}, ConnectionFailed),
+    ({"fault": "cut_body"}, ConnectionFailed),
+    ({"fault": "html"}, BadReply),
+    ({"fault": "truncated_json"}, BadReply),
+    ({"fault": "blank"}, BadReply),
+    ({"fault": "no_choices"}, BadReply),
+    ({"fault": "empty_choices"}, BadReply),
+    ({"fault": "blank_content"}, BadReply),
+    ({"fault": "null_content"}, BadReply),
+    ({"fault": "insufficient_system_resource"}, BadReply),
+    ({"fault": "invalid_utf8"}, BadReply),
+]
+
+
+def called(client: AsyncDeepSeekClient, way: str) -> Any:
+    context = SimpleNamespace()
+    return {
+        "chat_async": lambda: asyncio.run(client.chat_async("hi")),
+        "parse_async": lambda: asyncio.run(client.parse_async("打坐", context)),
+        "chat": lambda: client.chat("hi"),
+        "parse": lambda: client.parse("打坐", context),
+    }[way]()
+
+
+@pytest.mark.parametrize("way", ["chat_async", "parse_async", "chat", "parse"])
+@pytest.mark.parametrize(
+    ("fault", "kind"), FAULTS, ids=[" ".join(map(str, fault.values())) for fault, _ in FAULTS]
+)
+class TestTruth:
+    """Every fault of the API, through every way to call, in both modes."""
+
+    def test_a_failure_is_typed(self, sandbox, settings, way, fault, kind):
+        """With errors="raise" a fault is its class, although the legacy client swallows it."""
+        sandbox.script([fault])
+        with pytest.raises(DeepSeekError) as caught:
+            called(build(settings), way)
+        assert type(caught.value) is kind
+
+    def test_a_failure_is_swallowed(self, sandbox, settings, way, fault, kind):
+        """With errors="swallow" a fault comes back as the legacy client returns failures."""
+        sandbox.script([fault])
+        blank = UNKNOWN if way.startswith("parse") else {"text": ""}
+        assert called(build(settings, errors="swallow"), way) == blank
+
+
+@pytest.mark.parametrize("way", ["chat_async", "parse_async", "chat", "parse"])
+class TestEveryWay:
+    """What holds for the pool and for the caller's own thread alike."""
+
+    def test_an_answer(self, settings, way):
+        """A good reply comes back as the legacy client returns it."""
+        answer = called(build(settings), way)
+        if way.startswith("chat"):
+            assert answer.keys() == {"text"}
+            assert "hi" in answer["text"]
+        else:
+            assert answer == {**UNKNOWN, "intent": "cultivate"}
+
+    def test_without_a_key(self, way):
+        """A call without a key is a ConfigError: it never left."""
+        with pytest.raises(ConfigError):
+            called(build(Settings.from_env({**NOWHERE, "DEEPSEEK_API_KEY": ""})), way)
+
+    def test_with_an_address_that_is_none(self, way):
+        """A base URL that is no address is a ConfigError."""
+        client = build(Settings(api_key="sk-test"))
+        client.base_url = "nonsense"
+        with pytest.raises(ConfigError):
+            called(client, way)
+
+    def test_nobody_listens(self, way):
+        """A refused connection is ConnectionFailed."""
+        with pytest.raises(ConnectionFailed):
+            called(build(Settings.from_env(NOWHERE)), way)
+
+    def test_without_the_transport_the_client_is_believed(self, sandbox, way):
+        """DEEPSEEK_TRANSPORT=0: a failure looks as the legacy client shows it, also with errors="raise"."""
+        env = {"DEEPSEEK_API_KEY": "k", "DEEPSEEK_BASE_URL": sandbox.url, "DEEPSEEK_TRANSPORT": "0"}
+        blank = UNKNOWN if way.startswith("parse") else {"text": ""}
+        assert called(build(Settings.from_env(env)), way) == blank  # deepseek-chat is refused by the API
+
+    def test_a_closed_client_refuses(self, settings, way):
+        """A closed client raises PoolClosed."""
+        client = build(settings)
+        client.close()
+        with pytest.raises(PoolClosed):
+            called(client, way)
+
+
+def test_a_fenced_parse_reply_is_understood(sandbox, settings):
+    """A parse reply in a Markdown fence is read, in both modes."""
+    for errors in ("raise", "swallow"):
+        sandbox.script([{"fault": "fenced"}])
+        answer = called(build(settings, errors=errors), "parse_async")
+        assert answer == {**UNKNOWN, "intent": "cultivate"}
+
+
+def test_retry_after_is_passed_on(sandbox, settings):
+    """RateLimited carries the API's Retry-After."""
+    sandbox.script([{"fault": "status", "status": 429, "headers": {"Retry-After": "7"}}])
+    with pytest.raises(RateLimited) as caught:
+        called(build(settings), "chat_async")
+    assert caught.value.retry_after_s == 7.0
+
+
+def test_a_swallowed_failure_is_logged(sandbox, settings, caplog):
+    """errors="swallow" loses nothing: the log has the class's code."""
+    sandbox.script([{"fault": "status", "status": 402}])
+    assert called(build(settings, errors="swallow"), "chat_async") == {"text": ""}
+    assert (
+        "chat failed (insufficient_balance): The API reports an insufficient balance (HTTP 402)."
+        in caplog.text
+    )
+
+
+async def test_the_deadline_ends_a_call(sandbox, settings):
+    """A call that the API never answers is DeadlineExceeded after its own deadline_s."""
+    sandbox.script([{"fault": "hang"}])
+    with pytest.raises(DeadlineExceeded):
+        await build(settings, pool=WorkerPool(1, 0)).chat_async("hi", deadline_s=0.1)
+
+
+def test_any_client_of_requests_tells_the_truth(sandbox, settings):
+    """A client of another class is judged by its own exchanges."""
+
+    class Other:
+        def chat(self, prompt: str) -> dict[str, str]:
+            inner = DeepSeekClient("sk-test")
+            inner.base_url = sandbox.url
+            return {"text": inner.chat(prompt)["text"] or "sorry"}
+
+    sandbox.script([{"fault": "status", "status": 503}])
+    with pytest.raises(UpstreamUnavailable):
+        asyncio.run(build(settings, client=Other()).chat_async("hi"))
+
+
+def test_a_stub_is_a_client():
+    """A client without any network is believed."""
+    client = build(Settings(), client=SimpleNamespace(chat=lambda prompt: {"text": prompt}))
+    assert asyncio.run(client.chat_async("hi")) == {"text": "hi"}
+
+
+def test_it_works_under_the_responses_library():
+    """An application's own tests that mock `requests` still work."""
+    with responses.RequestsMock() as mock:
+        mock.post(
+            "https://api.deepseek.com/chat/completions",
+            json={"choices": [{"message": {"content": "mocked"}}]},
+        )
+        assert called(build(Settings(api_key="sk-test")), "chat_async") == {"text": "mocked"}
+
+
+class TestChatMany:
+    """chat_many_async: order, width, failures."""
+
+    async def test_fifty_prompts_with_five_workers(self):
+        """Fifty prompts come back in order, and the API saw exactly five of them at once."""
+        with running(SandboxConfig(port=0, latency_ms=20)) as box:
+            env = {"DEEPSEEK_API_KEY": "sk-test", "DEEPSEEK_BASE_URL": box.url, "LLM_MAX_WORKERS": "5"}
+            prompts = [f"测试提示词 {number}" for number in range(50)]
+            answers = await build(Settings.from_env(env)).chat_many_async(prompts)
+            assert all(
+                f"「{prompt}」" in answer["text"] for prompt, answer in zip(prompts, answers, strict=True)
+            )
+            assert box.stats()["peak_in_flight"] == 5
+            assert box.stats()["requests"] == 50
+
+    async def test_more_prompts_than_slots(self, settings):
+        """A batch larger than workers and queue together is not refused: it takes turns."""
+        client = build(settings, pool=WorkerPool(2, 0))
+        assert len(await client.chat_many_async(["hi"] * 20)) == 20
+
+    async def test_failures_in_place(self, sandbox, settings):
+        """return_exceptions=True puts a failure where its answer would be, in both modes."""
+        for errors in ("raise", "swallow"):
+            sandbox.script([{"fault": "ok"}, {"fault": "status", "status": 500}, {"fault": "ok"}])
+            client = build(settings, errors=errors, pool=WorkerPool(1, 0))
+            first, second, third = await client.chat_many_async("abc", return_exceptions=True)
+            assert isinstance(second, UpstreamUnavailable)
+            assert "text" in first
+            assert "text" in third
+
+    async def test_the_first_failure_is_raised(self, sandbox, settings):
+        """With errors="raise" the first failure ends the batch, and what was not begun is not sent."""
+        sandbox.script([{"fault": "status", "status": 500}])
+        with pytest.raises(UpstreamUnavailable):
+            await build(settings, pool=WorkerPool(1, 0)).chat_many_async(["hi"] * 10)
+        assert sandbox.stats()["requests"] == 1
+
+    async def test_swallowed_failures(self, sandbox, settings):
+        """With errors="swallow" a failed prompt is {"text": ""} and the others have their answers."""
+        sandbox.script([{"fault": "status", "status": 500}])
+        client = build(settings, errors="swallow", pool=WorkerPool(1, 0))
+        first, second = await client.chat_many_async(["a", "b"])
+        assert first == {"text": ""}
+        assert "b" in second["text"]
+
+    async def test_a_common_deadline(self, sandbox, settings):
+        """With deadline_s the prompts whose turn never came are DeadlineExceeded, unsent."""
+        sandbox.script([{"fault": "hang"}])
+        client = build(settings, pool=WorkerPool(1, 0))
+        answers = await client.chat_many_async("abc", return_exceptions=True, deadline_s=0.1)
+        assert [type(answer) for answer in answers] == [DeadlineExceeded] * 3
+        assert sandbox.stats()["requests"] == 1

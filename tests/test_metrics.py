@@ -1,0 +1,158 @@
+import json
+import os
+import subprocess
+import sys
+from itertools import count
+from pathlib import Path
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from deepseek_client import events, metrics
+from deepseek_client.events import CallFinished, emit
+
+GIVE_UP_S = 5
+ROOT = Path(__file__).parents[1]
+BOUNDS_S = ["0.05", "0.1", "0.25", "0.5", "1.0", "2.0", "5.0", "10.0", "15.0", "20.0", "30.0", "60.0", "+Inf"]
+_numbers = count()
+
+# Counts three calls in two forked children, and prints what a third process, the parent, shows of them.
+TWO_CHILDREN = """
+import os, sys
+from deepseek_client import metrics
+from deepseek_client.events import CallFinished, emit
+
+metrics.install()
+for calls in (1, 2):
+    child = os.fork()
+    if child == 0:
+        for _ in range(calls):
+            emit(CallFinished("chat", "async", 0.1, 0.2, "overloaded", {}))
+        os._exit(0)
+    _, status = os.waitpid(child, 0)
+    assert status == 0, status
+sys.stdout.write(metrics.exposition()[0].decode())
+"""
+
+
+@pytest.fixture(autouse=True)
+def counted(monkeypatch):
+    """Metrics are installed for the test, and the hooks of the process are as before after it."""
+    monkeypatch.setattr(events, "_hooks", ())
+    metrics.install()
+
+
+@pytest.fixture
+def method():
+    """A method's name that no other test counts."""
+    return f"method_{next(_numbers)}"
+
+
+def call(method, error=None, *, mode="async", waited_s=0.0, ran_s=0.0):
+    """One call ended."""
+    emit(CallFinished(method, mode, waited_s, ran_s, error, {}))
+
+
+def samples(text, method):
+    """The samples of one method: {(name, other labels as JSON): value}."""
+    found = {}
+    for family in text_string_to_metric_families(text):
+        for name, labels, value, *_ in family.samples:
+            if labels.get("method") == method and not name.endswith("_created"):
+                rest = {key: label for key, label in labels.items() if key != "method"}
+                found[name, json.dumps(rest, sort_keys=True)] = value
+    return found
+
+
+def shown(method):
+    """The samples of one method, as this process shows them."""
+    return samples(metrics.exposition()[0].decode(), method)
+
+
+def test_call_that_ended_well_is_counted(method):
+    """One request of its method and mode, and no error."""
+    call(method)
+    values = shown(method)
+    assert values["deepseek_requests_total", '{"mode": "async"}'] == 1
+    assert [name for name, _ in values if "errors" in name] == []
+
+
+def test_call_that_failed_is_counted_by_its_code(method):
+    """A failure is a request too, and an error of its code."""
+    call(method, "overloaded")
+    call(method, "overloaded")
+    call(method, "bad_reply")
+    values = shown(method)
+    assert values["deepseek_requests_total", '{"mode": "async"}'] == 3
+    assert values["deepseek_errors_total", '{"code": "overloaded", "mode": "async"}'] == 2
+    assert values["deepseek_errors_total", '{"code": "bad_reply", "mode": "async"}'] == 1
+
+
+def test_modes_are_counted_apart(method):
+    """A sync call is not an async one."""
+    call(method, mode="sync")
+    call(method, mode="async")
+    call(method, mode="async")
+    values = shown(method)
+    assert values["deepseek_requests_total", '{"mode": "sync"}'] == 1
+    assert values["deepseek_requests_total", '{"mode": "async"}'] == 2
+
+
+def test_duration_is_queue_and_run_together(method):
+    """A call of 0.3 s in the queue and 1.5 s in a worker lasted 1.8 s."""
+    call(method, waited_s=0.3, ran_s=1.5)
+    values = shown(method)
+    assert values["deepseek_duration_seconds_count", '{"mode": "async"}'] == 1
+    assert values["deepseek_duration_seconds_sum", '{"mode": "async"}'] == pytest.approx(1.8)
+    assert values["deepseek_duration_seconds_bucket", '{"le": "1.0", "mode": "async"}'] == 0
+    assert values["deepseek_duration_seconds_bucket", '{"le": "2.0", "mode": "async"}'] == 1
+
+
+def test_buckets_reach_from_a_cached_answer_to_the_longest_deadline(method):
+    """The histogram's bounds are seconds from 0.05 to 60."""
+    call(method)
+    names = [json.loads(rest) for name, rest in shown(method) if name.endswith("_bucket")]
+    assert [labels["le"] for labels in names] == BOUNDS_S
+
+
+def test_installing_twice_counts_once(method):
+    """install() may be called by each app of a process."""
+    metrics.install()
+    call(method)
+    assert shown(method)["deepseek_requests_total", '{"mode": "async"}'] == 1
+
+
+def test_without_install_nothing_is_counted(monkeypatch, method):
+    """The core alone counts nothing."""
+    monkeypatch.setattr(events, "_hooks", ())
+    call(method)
+    assert shown(method) == {}
+
+
+def test_exposition_is_prometheus_text():
+    """The content type names the text format's version, and every metric has its help and type."""
+    body, content_type = metrics.exposition()
+    assert content_type.startswith("text/plain; version=")
+    for name, kind in [("requests", "counter"), ("errors", "counter"), ("duration_seconds", "histogram")]:
+        full = f"deepseek_{name}" + ("_total" if kind == "counter" else "")
+        assert f"# HELP {full} ".encode() in body
+        assert f"# TYPE {full} {kind}\n".encode() in body
+
+
+def test_processes_are_summed(tmp_path):
+    """With PROMETHEUS_MULTIPROC_DIR any process shows the sum of all, those that have ended included."""
+    environment = {**os.environ, "PROMETHEUS_MULTIPROC_DIR": str(tmp_path), "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-c", TWO_CHILDREN],
+        env=environment,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=GIVE_UP_S,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    values = samples(done.stdout, "chat")
+    assert values["deepseek_requests_total", '{"mode": "async"}'] == 3
+    assert values["deepseek_errors_total", '{"code": "overloaded", "mode": "async"}'] == 3
+    assert values["deepseek_duration_seconds_count", '{"mode": "async"}'] == 3
+    assert values["deepseek_duration_seconds_sum", '{"mode": "async"}'] == pytest.approx(0.9)

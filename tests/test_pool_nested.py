@@ -1,0 +1,131 @@
+"""WorkerPool inside itself, and on both sides of a fork."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+
+import pytest
+from blocking import Blocked, counts, entered, in_child
+
+from deepseek_client import DeadlineExceeded, WorkerPool
+
+GIVE_UP_S = 5.0
+
+
+@pytest.fixture
+def pool():
+    made = WorkerPool(workers=2, queue_limit=1)
+    yield made
+    made.close()
+
+
+def nested(pool: WorkerPool, depth: int) -> int:
+    return depth if depth == 0 else asyncio.run(pool.run(nested, pool, depth - 1))
+
+
+@pytest.mark.parametrize("depth", [1, 2, 5])
+async def test_a_nested_call_on_a_full_pool_does_not_wait_for_itself(depth):
+    """A call made from the pool's only thread runs there: waiting for a slot would wait for ever."""
+    pool = WorkerPool(workers=1, queue_limit=10)
+    assert await asyncio.wait_for(pool.run(nested, pool, depth), GIVE_UP_S) == 0
+    assert counts(pool) == (0, 0)
+    pool.close()
+
+
+async def test_a_nested_call_borrows_an_idle_worker(pool):
+    """With a worker to spare a nested call runs in that worker's thread, not in the caller's."""
+
+    def outer() -> tuple[int, int]:
+        return threading.get_ident(), asyncio.run(pool.run(threading.get_ident))
+
+    own, borrowed = await pool.run(outer)
+    assert own != borrowed
+
+
+async def test_nested_calls_run_no_more_at_once_than_there_are_workers():
+    """Ten nested calls from the only worker run one after the other, and take no slot."""
+    pool = WorkerPool(workers=1, queue_limit=0)
+    at_once: list[int] = []
+    running = 0
+
+    def inner() -> None:
+        nonlocal running
+        running += 1
+        at_once.append(running)
+        running -= 1
+
+    async def ten() -> None:
+        await asyncio.gather(*(pool.run(inner) for _ in range(10)))
+
+    await pool.run(lambda: asyncio.run(ten()))
+    assert at_once == [1] * 10
+    assert counts(pool) == (0, 0)
+    pool.close()
+
+
+async def test_a_nested_call_keeps_its_deadline():
+    """A nested call without a worker to spare is aborted at its deadline all the same."""
+    pool = WorkerPool(workers=1, queue_limit=0)
+    blocked = Blocked()
+
+    def outer() -> str:
+        try:
+            return asyncio.run(pool.run(blocked, deadline=time.monotonic() + 0.05))
+        except DeadlineExceeded:
+            return "over"
+
+    assert await pool.run(outer) == "over"
+    assert blocked.reason == "deadline"
+    pool.close()
+
+
+def test_a_child_has_an_empty_open_pool(pool):
+    """A pool that was used before a fork works in the child."""
+    assert asyncio.run(pool.run(int)) == 0
+    in_child(lambda: asyncio.run(pool.run(int)))
+
+
+def test_a_fork_in_the_middle_of_calls_leaves_the_child_all_slots(pool):
+    """Slots that were taken at the fork, running and queued, are free in the child; the parent's calls go on."""
+    blocked = [Blocked() for _ in range(3)]
+
+    async def parent() -> list[str]:
+        calls = [asyncio.ensure_future(pool.run(one)) for one in blocked]
+        await entered(blocked[0], blocked[1])
+        await asyncio.to_thread(in_child, child)
+        for one in blocked:
+            one.gate.set()
+        return await asyncio.gather(*calls)
+
+    def child() -> None:
+        assert counts(pool) == (0, 0)
+        meeting = threading.Barrier(2, timeout=GIVE_UP_S)
+
+        async def meet() -> None:
+            await asyncio.gather(pool.run(meeting.wait), pool.run(meeting.wait))
+
+        asyncio.run(meet())
+
+    assert asyncio.run(parent()) == ["let go"] * 3
+    assert counts(pool) == (0, 0)
+
+
+def test_a_fork_while_the_lock_is_held_does_not_hang_the_child(pool):
+    """A child forked while another thread is inside the pool's lock can use the pool."""
+    holding, done = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with pool._changed:
+            holding.set()
+            assert done.wait(GIVE_UP_S)
+
+    holder = threading.Thread(target=hold)
+    holder.start()
+    assert holding.wait(GIVE_UP_S)
+    try:
+        in_child(lambda: asyncio.run(pool.run(int)))
+    finally:
+        done.set()
+        holder.join(GIVE_UP_S)

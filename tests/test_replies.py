@@ -1,0 +1,242 @@
+"""What an exchange means, case by case."""
+
+from __future__ import annotations
+
+import email.utils
+import json
+import time
+from typing import Any
+
+import pytest
+import requests
+
+from deepseek_client import (
+    AuthenticationFailed,
+    BadReply,
+    ConfigError,
+    ConnectionFailed,
+    InsufficientBalance,
+    RateLimited,
+    UpstreamRejected,
+    UpstreamUnavailable,
+)
+from deepseek_client.exchange import Exchange
+from deepseek_client.replies import blank_result, failure_of, outcome_of, usage_of
+
+UNKNOWN = {"intent": "unknown", "slots": {}, "allowed": True, "reason": ""}
+
+
+def finished(
+    method: str = "chat", result: Any = None, raised: Exception | None = None, **wire: Any
+) -> Exchange:
+    """An exchange that has run, as the transport would leave it."""
+    exchange = Exchange(method, str)
+    exchange.requests = 1 if wire else 0
+    exchange.result, exchange.raised = result, raised
+    for name, value in wire.items():
+        setattr(exchange, name, value)
+    return exchange
+
+
+def completion(content: Any, finish_reason: str = "stop", **more: Any) -> bytes:
+    choice = {"message": {"role": "assistant", "content": content}, "finish_reason": finish_reason}
+    return json.dumps({"choices": [choice], **more}).encode()
+
+
+@pytest.mark.parametrize(
+    ("status", "kind"),
+    [
+        (400, UpstreamRejected),
+        (401, AuthenticationFailed),
+        (402, InsufficientBalance),
+        (403, AuthenticationFailed),
+        (404, UpstreamRejected),
+        (418, UpstreamRejected),
+        (422, UpstreamRejected),
+        (429, RateLimited),
+        (500, UpstreamUnavailable),
+        (502, UpstreamUnavailable),
+        (503, UpstreamUnavailable),
+        (504, UpstreamUnavailable),
+        (529, UpstreamUnavailable),
+        (302, UpstreamRejected),
+    ],
+)
+def test_the_status_classifies(status, kind):
+    """A status outside of 2xx is its class, whatever the client returned and whatever the body says."""
+    body = b'{"error": {"code": "invalid_request_error", "message": "key ****1234"}}'
+    exchange = finished(result={"text": "all is well"}, status=status, body=body)
+    with pytest.raises(kind) as caught:
+        outcome_of(exchange)
+    assert f"HTTP {status}" in str(caught.value)
+    assert "1234" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (requests.ConnectionError("refused"), ConnectionFailed),
+        (requests.exceptions.ProxyError(), ConnectionFailed),
+        (requests.exceptions.SSLError(), ConnectionFailed),
+        (requests.ConnectTimeout(), ConnectionFailed),
+        (requests.ReadTimeout(), ConnectionFailed),
+        (requests.exceptions.ChunkedEncodingError(), ConnectionFailed),
+        (TimeoutError(), ConnectionFailed),
+        (ConnectionResetError(), ConnectionFailed),
+        (requests.exceptions.ContentDecodingError(), BadReply),
+        (requests.exceptions.InvalidURL(), ConfigError),
+        (requests.exceptions.InvalidProxyURL(), ConfigError),
+        (OSError("Could not find a suitable TLS CA certificate bundle"), ConfigError),
+        (RuntimeError("of a mock"), ConnectionFailed),
+    ],
+    ids=lambda value: getattr(value, "__name__", None) or repr(value),
+)
+def test_a_broken_exchange_is_translated_once(error, kind):
+    """What `requests` raised becomes one of our errors with the cause chained, also after status 200."""
+    failure = failure_of(finished(status=200, error=error))
+    assert type(failure) is kind
+    assert failure.__cause__ is error
+
+
+NOW_S = 1_800_000_000.0
+
+
+@pytest.mark.parametrize(
+    ("header", "seconds"),
+    [
+        ("7", 7.0),
+        (" 7 ", 7.0),
+        ("0", 0.0),
+        (email.utils.formatdate(NOW_S + 90, usegmt=True), 90.0),
+        (email.utils.formatdate(NOW_S - 90, usegmt=True), 0.0),
+        ("soon", None),
+        ("-1", None),
+        ("1.5", None),
+        ("٧", None),
+        ("", None),
+        (None, None),
+    ],
+)
+def test_retry_after_in_seconds(monkeypatch, header, seconds):
+    """Retry-After is understood as whole seconds and as an HTTP date; anything else is as if it were absent."""
+    monkeypatch.setattr(time, "time", lambda: NOW_S)
+    failure = failure_of(finished(status=429, retry_after=header))
+    assert failure is not None
+    assert failure.retry_after_s == seconds
+
+
+def test_a_good_chat_is_what_the_client_returned():
+    """With a usable reply on the wire the client's own result is the outcome."""
+    result = {"text": "你好"}
+    assert outcome_of(finished(result=result, status=200, body=completion("你好"))) is result
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        pytest.param(b"", id="blank"),
+        pytest.param(b"\n\n\n", id="only blank lines"),
+        pytest.param(b"<html>busy</html>", id="HTML"),
+        pytest.param(completion("hi")[:-9], id="cut JSON"),
+        pytest.param(b"\xff\xfe\xfa", id="not UTF-8"),
+        pytest.param(b"[1, 2]", id="a list"),
+        pytest.param(b"[" * 100_000, id="nested too deeply"),
+        pytest.param(b'{"ok": true}', id="no choices"),
+        pytest.param(b'{"choices": []}', id="empty choices"),
+        pytest.param(b'{"choices": {}}', id="choices not a list"),
+        pytest.param(b'{"choices": [null]}', id="null choice"),
+        pytest.param(b'{"choices": [{}]}', id="no message"),
+        pytest.param(b'{"choices": [{"message": null}]}', id="null message"),
+        pytest.param(b'{"choices": [{"message": {}}]}', id="no content"),
+        pytest.param(completion(None), id="null content"),
+        pytest.param(completion(["text"]), id="content not a text"),
+        pytest.param(completion("", "length"), id="empty content"),
+        pytest.param(completion("  \n "), id="content of blanks"),
+        pytest.param(completion("half of", "insufficient_system_resource"), id="cut by the server"),
+    ],
+)
+@pytest.mark.parametrize("method", ["chat", "parse"])
+def test_a_200_without_an_answer_is_a_bad_reply(method, body):
+    """Status 200 is no success when the body holds no answer, whatever the client made of it."""
+    exchange = finished(method, result=blank_result(method), status=200, body=body)
+    with pytest.raises(BadReply):
+        outcome_of(exchange)
+
+
+def test_blank_lines_before_the_reply_are_no_fault():
+    """The API's keep-alive lines before the JSON do not spoil it."""
+    exchange = finished(result={"text": "hi"}, status=200, body=b"\n\n" + completion("hi"))
+    assert outcome_of(exchange) == {"text": "hi"}
+
+
+@pytest.mark.parametrize(
+    "content",
+    ['```json\n{"intent": "talk"}\n```', '```\n{"intent": "talk"}```', ' ```JSON\n{"intent": "talk"}\n```\n'],
+)
+def test_a_fenced_parse_reply_is_understood(content):
+    """A JSON object in a Markdown fence, which the legacy client takes for "unknown", is the outcome."""
+    exchange = finished("parse", result=dict(UNKNOWN), status=200, body=completion(content))
+    assert outcome_of(exchange) == {**UNKNOWN, "intent": "talk"}
+
+
+@pytest.mark.parametrize("content", ["我不知道", "[1]", '"talk"', "```\n```", "```", "``````", "{"])
+def test_a_parse_reply_that_is_no_object_is_a_bad_reply(content):
+    """A parse reply must hold a JSON object."""
+    exchange = finished("parse", result=dict(UNKNOWN), status=200, body=completion(content))
+    with pytest.raises(BadReply):
+        outcome_of(exchange)
+
+
+def test_an_honest_unknown_is_a_success():
+    """A model that answers "unknown" is believed, with its own reason."""
+    content = '{"intent": "unknown", "slots": {}, "allowed": true, "reason": ""}'
+    exchange = finished("parse", result=dict(UNKNOWN), status=200, body=completion(content))
+    assert outcome_of(exchange) == UNKNOWN
+
+
+@pytest.mark.parametrize("method", ["chat", "parse"])
+def test_a_call_that_never_left_is_a_config_error(method):
+    """A blank result with nothing on the wire means that nothing was sent."""
+    with pytest.raises(ConfigError, match="Nothing was sent"):
+        outcome_of(finished(method, result=blank_result(method)))
+
+
+def test_a_client_that_says_so_itself_is_a_config_error():
+    """The ValueError of a missing key, or of an address that is none, is a ConfigError."""
+    raised = ValueError("API key not configured")
+    with pytest.raises(ConfigError) as caught:
+        outcome_of(finished(raised=raised))
+    assert caught.value.__cause__ is raised
+
+
+def test_a_client_without_requests_is_believed():
+    """A client that does not use `requests` is taken at its word, success and exception."""
+    assert outcome_of(finished(result={"text": "from elsewhere"})) == {"text": "from elsewhere"}
+    with pytest.raises(ZeroDivisionError):
+        outcome_of(finished(raised=ZeroDivisionError()))
+
+
+def test_a_client_that_streams_is_believed():
+    """When the client reads the body itself, its result counts."""
+    assert outcome_of(finished(result={"text": "streamed"}, status=200)) == {"text": "streamed"}
+
+
+def test_a_defect_of_the_client_stays_what_it_is():
+    """An exception of the client after a good reply is not dressed up as a failure of the API."""
+    with pytest.raises(ZeroDivisionError):
+        outcome_of(finished(raised=ZeroDivisionError(), status=200, body=completion("hi")))
+
+
+@pytest.mark.parametrize(
+    ("body", "usage"),
+    [
+        (completion("hi", usage={"total_tokens": 18}), {"total_tokens": 18}),
+        (completion("hi"), {}),
+        (completion("hi", usage=7), {}),
+        (b"<html>", {}),
+        (None, {}),
+    ],
+)
+def test_usage(body, usage):
+    """The token counts are those of the reply, and none where it has none."""
+    assert usage_of(finished(status=200, body=body)) == usage

@@ -1,0 +1,409 @@
+"""The transport: shares connections during exchanges, records the wire, and is invisible to everybody else."""
+
+from __future__ import annotations
+
+import http.server
+import json
+import logging
+import os
+import socket
+import threading
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import requests
+import responses
+from requests.adapters import HTTPAdapter
+from requests.auth import HTTPDigestAuth
+
+from deepseek_client import transport
+from deepseek_client.exchange import Exchange
+
+GIVE_UP_S = 5.0
+URL = "https://api.example.test/chat/completions"
+
+
+@pytest.fixture(autouse=True)
+def installed() -> None:
+    transport.install()
+
+
+def exchanged(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Exchange:
+    exchange = Exchange("x", function)
+    exchange(*args, **kwargs)
+    return exchange
+
+
+def ask(url: str, model: str = "deepseek-flash") -> requests.Response:
+    """One completion as a naive client asks for it."""
+    return requests.post(
+        f"{url}/chat/completions",
+        headers={"Authorization": "Bearer sk-test"},
+        json={"model": model, "messages": [{"role": "user", "content": "hi"}], "max_tokens": 50},
+        timeout=GIVE_UP_S,
+    )
+
+
+class Server:
+    """An HTTP server of one test: answers every request by `answer(handler)`, and keeps what came."""
+
+    def __init__(self, answer: Callable[[http.server.BaseHTTPRequestHandler], None]) -> None:
+        self.requests: list[tuple[str, dict[str, str]]] = []
+        self.connections = 0
+        outer = self
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+            timeout = GIVE_UP_S
+
+            def setup(self) -> None:
+                outer.connections += 1
+                super().setup()
+
+            def do_POST(self) -> None:
+                self.rfile.read(int(self.headers.get("Content-Length", 0)))
+                self.do_GET()
+
+            def do_GET(self) -> None:
+                outer.requests.append((self.path, dict(self.headers)))
+                answer(self)
+
+            def log_message(self, *args: Any) -> None:
+                pass
+
+        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server.daemon_threads = True
+        self._server.block_on_close = False
+        self.url = f"http://127.0.0.1:{self._server.server_port}"
+        threading.Thread(target=self._server.serve_forever, args=(0.01,), daemon=True).start()
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+
+@pytest.fixture
+def serve():
+    servers: list[Server] = []
+
+    def start(answer: Callable[[http.server.BaseHTTPRequestHandler], None]) -> Server:
+        servers.append(Server(answer))
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        server.close()
+
+
+def reply(handler: Any, status: int = 200, body: bytes = b"{}", **headers: str) -> None:
+    handler.send_response(status)
+    for name, value in headers.items():
+        handler.send_header(name.replace("_", "-"), value)
+    handler.send_header("Content-Length", str(len(body)))
+    handler.end_headers()
+    handler.wfile.write(body)
+
+
+class TestConnections:
+    """One connection serves call after call."""
+
+    def test_calls_share_a_connection(self, sandbox):
+        """Ten calls of `requests.post` in exchanges use one connection."""
+        for _ in range(10):
+            assert exchanged(ask, sandbox.url).status == 200
+        assert sandbox.stats()["connections_opened"] <= 1
+        assert sandbox.stats()["requests"] == 10
+
+    def test_a_failed_status_keeps_the_connection(self, sandbox):
+        """A refused call gives its connection back: its body was read."""
+        exchanged(ask, sandbox.url)
+        sandbox.reset()
+        sandbox.script([{"fault": "status", "status": 503, "times": 5}])
+        for _ in range(5):
+            assert exchanged(ask, sandbox.url).status == 503
+        assert sandbox.stats()["connections_opened"] <= 1
+
+    def test_a_child_opens_its_own_connection(self, serve):
+        """A forked child never writes to the connection that its parent still uses."""
+        server = serve(reply)
+        exchanged(requests.get, server.url, timeout=GIVE_UP_S)
+        pid = os.fork()
+        if pid == 0:
+            try:
+                assert exchanged(requests.get, server.url, timeout=GIVE_UP_S).status == 200
+            except BaseException:
+                traceback.print_exc()
+                os._exit(1)
+            os._exit(0)
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+        assert server.connections == 2
+        exchanged(requests.get, server.url, timeout=GIVE_UP_S)
+        assert server.connections == 2
+
+
+class TestRecord:
+    """The exchange says what happened, whatever the client does with it."""
+
+    def test_a_reply(self, sandbox):
+        """Status and whole body of a reply are recorded."""
+        exchange = exchanged(ask, sandbox.url, "deepseek-chat")
+        assert (exchange.requests, exchange.status, exchange.error) == (1, 200, None)
+        assert json.loads(exchange.body)["choices"][0]["message"]["content"]
+
+    def test_a_refusal(self, sandbox):
+        """Status and Retry-After of a refusal are recorded."""
+        sandbox.script([{"fault": "status", "status": 429, "headers": {"Retry-After": "7"}}])
+        exchange = exchanged(ask, sandbox.url)
+        assert (exchange.status, exchange.retry_after) == (429, "7")
+
+    @pytest.mark.parametrize("fault", ["reset_before_reply", "close_before_reply"])
+    def test_no_reply(self, sandbox, fault):
+        """A connection that ends before the reply is an error without a status."""
+        sandbox.script([{"fault": fault}])
+        exchange = exchanged(ask, sandbox.url)
+        assert exchange.status is None
+        assert isinstance(exchange.error, requests.ConnectionError)
+
+    @pytest.mark.parametrize("fault", ["reset_in_body", "cut_body"])
+    def test_half_a_reply(self, sandbox, fault):
+        """A body that breaks off is an error, although its status was 200, and is not kept."""
+        sandbox.script([{"fault": fault}])
+        exchange = exchanged(ask, sandbox.url)
+        assert exchange.status == 200
+        assert isinstance(exchange.error, requests.RequestException)
+        assert exchange.body is None
+
+    def test_nobody_listens(self):
+        """A refused connection is recorded."""
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        exchange = exchanged(ask, f"http://127.0.0.1:{port}")
+        assert isinstance(exchange.error, requests.ConnectionError)
+        assert isinstance(exchange.raised, requests.ConnectionError)
+
+    def test_a_client_that_swallows(self, sandbox):
+        """The record does not depend on what the client lets out."""
+        sandbox.script([{"fault": "status", "status": 500}])
+
+        def swallow() -> str:
+            try:
+                ask(sandbox.url).raise_for_status()
+            except requests.RequestException:
+                return ""
+            return "fine"
+
+        exchange = exchanged(swallow)
+        assert (exchange.result, exchange.raised, exchange.status) == ("", None, 500)
+
+    def test_a_mocked_client(self):
+        """Under the `responses` library the record is the mocked reply."""
+        with responses.RequestsMock() as mock:
+            mock.post(URL, status=402, body="{}")
+            exchange = exchanged(requests.post, URL, json={})
+        assert (exchange.status, exchange.body) == (402, b"{}")
+
+    def test_a_streamed_body_is_left_to_the_client(self, serve):
+        """With stream=True the body is the client's to read."""
+        server = serve(lambda handler: reply(handler, body=b"streamed"))
+
+        def read() -> bytes:
+            with requests.get(server.url, stream=True, timeout=GIVE_UP_S) as response:
+                return next(response.iter_content(100))
+
+        exchange = exchanged(read)
+        assert (exchange.result, exchange.status, exchange.body) == (b"streamed", 200, None)
+
+
+class TestAsRequestsDoesIt:
+    """Inside an exchange `requests` keeps its own manners."""
+
+    def test_cookies_do_not_reach_the_next_call(self, serve):
+        """A cookie that one call was given is not sent by the next, although the connection is the same."""
+        server = serve(lambda handler: reply(handler, Set_Cookie="player=1"))
+        for _ in range(2):
+            exchanged(requests.get, server.url, timeout=GIVE_UP_S)
+        assert server.connections == 1
+        assert ["Cookie" in headers for _, headers in server.requests] == [False, False]
+
+    def test_a_session_keeps_its_cookies(self, serve):
+        """A client with a Session of its own still has its cookies."""
+        server = serve(lambda handler: reply(handler, Set_Cookie="player=1"))
+        with requests.Session() as session:
+            for _ in range(2):
+                exchanged(session.get, server.url, timeout=GIVE_UP_S)
+        assert ["Cookie" in headers for _, headers in server.requests] == [False, True]
+
+    def test_redirects_are_followed(self, serve):
+        """A redirect is followed, and the last reply is the record."""
+
+        def answer(handler: Any) -> None:
+            if handler.path == "/":
+                reply(handler, 302, Location="/there", Retry_After="3")
+            else:
+                reply(handler, body=b"arrived")
+
+        exchange = exchanged(requests.get, serve(answer).url, timeout=GIVE_UP_S)
+        assert (exchange.requests, exchange.status, exchange.body) == (2, 200, b"arrived")
+        assert exchange.retry_after is None
+        assert [response.status_code for response in exchange.result.history] == [302]
+
+    def test_digest_authentication_works(self, serve):
+        """The second request of a digest authentication is sent and recorded."""
+
+        def answer(handler: Any) -> None:
+            if "Authorization" in handler.headers:
+                reply(handler, body=b"welcome")
+            else:
+                reply(handler, 401, WWW_Authenticate='Digest realm="r", nonce="n", qop="auth"')
+
+        auth = HTTPDigestAuth("player", "secret")
+        exchange = exchanged(requests.get, serve(answer).url, auth=auth, timeout=GIVE_UP_S)
+        assert (exchange.requests, exchange.status, exchange.body) == (2, 200, b"welcome")
+
+    def test_response_hooks_run(self, serve):
+        """A response hook of the call sees its response."""
+        server, seen = serve(reply), []
+        exchanged(
+            requests.get,
+            server.url,
+            hooks={"response": lambda response, **_: seen.append(response.status_code)},
+            timeout=GIVE_UP_S,
+        )
+        assert seen == [200]
+
+    def test_an_adapter_of_the_clients_own_is_used(self, serve):
+        """A Session's special adapter keeps its job, and its exchange is recorded all the same."""
+        used: list[str] = []
+
+        class Special(HTTPAdapter):
+            def send(self, request: Any, *args: Any, **kwargs: Any) -> requests.Response:
+                used.append(request.url)
+                return super().send(request, *args, **kwargs)
+
+        server = serve(reply)
+        with requests.Session() as session:
+            session.mount("http://", Special())
+            exchange = exchanged(session.get, server.url, timeout=GIVE_UP_S)
+        assert used == [f"{server.url}/"]
+        assert exchange.status == 200
+
+    def test_an_adapter_with_retries_keeps_them(self, sandbox):
+        """A plain adapter that was given retries is not replaced by one without."""
+        sandbox.script([{"fault": "close_before_reply"}])
+        with requests.Session() as session:
+            session.mount("http://", HTTPAdapter(max_retries=2))
+            exchange = exchanged(session.get, f"{sandbox.url}/models", timeout=GIVE_UP_S)
+        assert exchange.status in (200, 401)
+
+
+class TestNobodyElseNotices:
+    """Code that uses `requests` outside of an exchange sees no difference, also while exchanges run."""
+
+    def test_a_session_beside_a_call(self, serve):
+        """While a call is in flight another thread's Session has its own adapter, connection and cookies."""
+        server = serve(lambda handler: reply(handler, Set_Cookie="mine=1"))
+        in_flight, gate = threading.Event(), threading.Event()
+
+        def hold(handler: Any) -> None:
+            in_flight.set()
+            assert gate.wait(GIVE_UP_S)
+            reply(handler)
+
+        call = threading.Thread(target=exchanged, args=(ask, serve(hold).url))
+        call.start()
+        assert in_flight.wait(GIVE_UP_S)
+        with requests.Session() as session:
+            assert session.get_adapter("http://x") is session.adapters["http://"]
+            assert session.get_adapter("https://x") is session.adapters["https://"]
+            session.get(server.url, timeout=GIVE_UP_S)
+            session.get(server.url, timeout=GIVE_UP_S)
+            assert session.cookies.get_dict() == {"mine": "1"}
+        gate.set()
+        call.join(GIVE_UP_S)
+        assert [headers.get("Cookie") for _, headers in server.requests] == [None, "mine=1"]
+        assert server.connections == 1
+
+    def test_outside_each_post_has_its_own_connection(self, serve):
+        """Outside of exchanges `requests.get` opens a connection for each call, as ever."""
+        server = serve(reply)
+        exchanged(requests.get, server.url, timeout=GIVE_UP_S)
+        for _ in range(2):
+            requests.get(server.url, timeout=GIVE_UP_S)
+        assert server.connections == 3
+
+    def test_an_unknown_scheme_fails_as_ever(self):
+        """The error for a scheme without an adapter is the one of `requests`."""
+        with pytest.raises(requests.exceptions.InvalidSchema):
+            requests.Session().get_adapter("ftp://x")
+
+    def test_install_wraps_once(self):
+        """Installing again changes nothing."""
+        before = requests.Session.get_adapter
+        transport.install()
+        assert requests.Session.get_adapter is before
+
+    def test_install_survives_a_mock_that_restores(self, monkeypatch):
+        """When a mocking library put the original back, the next install takes effect again."""
+        monkeypatch.setattr(requests.Session, "get_adapter", requests.Session.get_adapter.__wrapped__)
+        with responses.RequestsMock() as mock:
+            mock.post(URL, status=500)
+            assert exchanged(requests.post, URL).status is None
+            transport.install()
+            assert exchanged(requests.post, URL).status == 500
+
+
+class TestRetiredModels:
+    """Models that the API refuses go out as what they were."""
+
+    @pytest.mark.parametrize(
+        ("model", "thinking"), [("deepseek-chat", "disabled"), ("deepseek-reasoner", "enabled")]
+    )
+    def test_a_retired_model_goes_out_as_its_successor(self, sandbox, model, thinking):
+        """A retired model is replaced, with thinking set as it was, and the API accepts it."""
+        assert exchanged(ask, sandbox.url, model).status == 200
+        sent = sandbox.stats()["last_request_body"]
+        assert (sent["model"], sent["thinking"]) == ("deepseek-flash", {"type": thinking})
+        assert sent["messages"] == [{"role": "user", "content": "hi"}]
+
+    def test_a_current_model_goes_out_as_it_is(self, sandbox):
+        """The bytes of a request with a current model are not touched."""
+        exchanged(ask, sandbox.url, "deepseek-v4-pro")
+        sent = sandbox.stats()["last_request_body"]
+        assert sent["model"] == "deepseek-v4-pro"
+        assert "thinking" not in sent
+
+    def test_thinking_that_the_client_sets_stays(self, sandbox):
+        """A client that says itself whether to think is not overruled."""
+        body = {"model": "deepseek-chat", "messages": [{"role": "user", "content": "x"}], "max_tokens": 2000}
+        body["thinking"] = {"type": "enabled"}
+        url = f"{sandbox.url}/chat/completions"
+        exchanged(requests.post, url, json=body, headers={"Authorization": "Bearer k"}, timeout=GIVE_UP_S)
+        assert sandbox.stats()["last_request_body"]["thinking"] == {"type": "enabled"}
+
+    @pytest.mark.parametrize(
+        "body",
+        ['{"model": "x", "about": "deepseek-chat"}', '["deepseek-chat"]', "deepseek-chat", '{"model": 1}'],
+    )
+    def test_other_bodies_are_left_alone(self, body):
+        """A body that merely mentions a retired model goes out byte by byte."""
+        with responses.RequestsMock() as mock:
+            mock.post(URL)
+            exchanged(requests.post, URL, data=body)
+            assert mock.calls[0].request.body in (body, body.encode())
+
+    def test_it_is_logged_once(self, sandbox, caplog, monkeypatch):
+        """The replacement of a model is a warning, once per process."""
+        monkeypatch.setattr(transport, "_told", set())
+        with caplog.at_level(logging.WARNING, "deepseek_client.transport"):
+            for _ in range(3):
+                exchanged(ask, sandbox.url, "deepseek-chat")
+        assert [record.getMessage() for record in caplog.records] == [
+            "model deepseek-chat is retired: it goes out as deepseek-flash with thinking disabled"
+        ]
+
+    def test_outside_of_exchanges_it_is_refused(self, sandbox):
+        """Other code that asks for a retired model gets the API's 400."""
+        assert ask(sandbox.url, "deepseek-chat").status_code == 400

@@ -1,0 +1,331 @@
+import logging
+from pathlib import Path
+
+import pytest
+from flask import Flask
+
+import deepseek_client
+from deepseek_client import DeepSeekError, Settings
+from webapp import SharedLoop, create_app, problems
+
+KEY = "sk-SECRET-0123456789"
+UPSTREAM_TEXT = f"Authentication Fails, Your api key: {KEY} is invalid, see /srv/upstream/gateway.py"
+
+# Source: section 6 of the design, as data. Class: (code, status).
+ERROR_TABLE = {
+    "ConfigError": ("not_configured", 500),
+    "InvalidRequest": ("invalid_request", 400),
+    "Overloaded": ("overloaded", 503),
+    "DeadlineExceeded": ("deadline_exceeded", 504),
+    "CircuitOpen": ("circuit_open", 503),
+    "PoolClosed": ("closing", 503),
+    "UpstreamRejected": ("upstream_rejected", 502),
+    "AuthenticationFailed": ("authentication_failed", 502),
+    "InsufficientBalance": ("insufficient_balance", 502),
+    "RateLimited": ("rate_limited", 503),
+    "UpstreamUnavailable": ("upstream_unavailable", 502),
+    "ConnectionFailed": ("connection_failed", 502),
+    "BadReply": ("bad_reply", 502),
+}
+
+
+def status_fault(status, **headers):
+    """A reply of the sandbox with this status, whose body tells what must not come out."""
+    return {"fault": "status", "status": status, "body": UPSTREAM_TEXT, "headers": headers}
+
+
+REJECTED, UNAVAILABLE = (502, "upstream_rejected"), (502, "upstream_unavailable")
+DENIED, LIMITED = (502, "authentication_failed"), (503, "rate_limited")
+CUT, BAD = (502, "connection_failed"), (502, "bad_reply")
+FAULTS = {
+    "400": (status_fault(400), REJECTED, "The API refused the request as malformed (HTTP 400)."),
+    "401": (status_fault(401), DENIED, "The API does not accept the API key (HTTP 401)."),
+    "402": (
+        status_fault(402),
+        (502, "insufficient_balance"),
+        "The API reports an insufficient balance (HTTP 402).",
+    ),
+    "403": (
+        status_fault(403),
+        DENIED,
+        "The API does not permit this API key to make the request (HTTP 403).",
+    ),
+    "404": (status_fault(404), REJECTED, "The API does not know the address or the model (HTTP 404)."),
+    "418": (status_fault(418), REJECTED, "The API cannot answer the request (HTTP 418)."),
+    "422": (status_fault(422), REJECTED, "The API refused a parameter of the request (HTTP 422)."),
+    "429": (status_fault(429), LIMITED, "The API refuses more requests for now (HTTP 429)."),
+    "500": (status_fault(500), UNAVAILABLE, "The API cannot answer the request (HTTP 500)."),
+    "502": (status_fault(502), UNAVAILABLE, "The API cannot answer the request (HTTP 502)."),
+    "503": (status_fault(503), UNAVAILABLE, "The API cannot answer the request (HTTP 503)."),
+    "504": (status_fault(504), UNAVAILABLE, "The API cannot answer the request (HTTP 504)."),
+    "close_before_reply": ({"fault": "close_before_reply"}, CUT, "The connection to the API failed."),
+    "reset_before_reply": ({"fault": "reset_before_reply"}, CUT, "The connection to the API failed."),
+    "cut_body": ({"fault": "cut_body"}, CUT, "The connection to the API failed."),
+    "reset_in_body": ({"fault": "reset_in_body"}, CUT, "The connection to the API failed."),
+    "blank": ({"fault": "blank"}, BAD, "The API answered 200 with a blank body."),
+    "html": ({"fault": "html"}, BAD, "The API answered 200 with something that is not a JSON object."),
+    "truncated_json": (
+        {"fault": "truncated_json"},
+        BAD,
+        "The API answered 200 with something that is not a JSON object.",
+    ),
+    "no_choices": (
+        {"fault": "no_choices"},
+        BAD,
+        "The API answered 200 without a choice that holds a message.",
+    ),
+    "empty_choices": (
+        {"fault": "empty_choices"},
+        BAD,
+        "The API answered 200 without a choice that holds a message.",
+    ),
+    "null_content": ({"fault": "null_content"}, BAD, "The API answered 200 with blank content."),
+    "blank_content": ({"fault": "blank_content"}, BAD, "The API answered 200 with blank content."),
+    "content_filter": ({"fault": "content_filter"}, BAD, "The API answered 200 with blank content."),
+    "no_resources": (
+        {"fault": "insufficient_system_resource"},
+        BAD,
+        "The API cut its answer short for lack of resources.",
+    ),
+}
+REQUESTS = {
+    "chat": ("chat", {"prompt": "你好"}),
+    "chat_sync_mode": ("chat", {"prompt": "你好", "async": False}),
+    "chat_sync": ("chat/sync", {"prompt": "你好"}),
+    "parse": ("parse", {"utterance": "打开背包"}),
+    "parse_sync": ("parse/sync", {"utterance": "打开背包"}),
+}
+over_requests = pytest.mark.parametrize(
+    ("path", "body"), [pytest.param(*request, id=name) for name, request in REQUESTS.items()]
+)
+UNEXPECTED = {
+    "error": "The server could not answer the request.",
+    "code": "internal_server_error",
+    "text": "",
+}
+
+
+@pytest.fixture
+def client(sandbox):
+    """A client of the app over the sandbox, with a key that must never be seen."""
+    env = {"DEEPSEEK_API_KEY": KEY, "DEEPSEEK_BASE_URL": sandbox.url, "LLM_MAX_ATTEMPTS": "1"}
+    return create_app(Settings.from_env(env)).test_client()
+
+
+@pytest.fixture
+def app():
+    """A small app with the error table alone."""
+    app = Flask("small")
+    SharedLoop(app)
+    problems.init_app(app)
+    return app
+
+
+def inside_of(answer, *more):
+    """The words in an answer that its receiver must not see."""
+    whole = f"{answer.headers}\n{answer.text}"
+    words = [KEY, KEY[-4:], "Traceback", "/srv/", ".py", str(Path(__file__).parents[1]), "127.0.0.1", *more]
+    return [word for word in words if word in whole]
+
+
+@over_requests
+@pytest.mark.parametrize(
+    ("fault", "expected", "message"), [pytest.param(*fault, id=name) for name, fault in FAULTS.items()]
+)
+def test_failure_of_the_api(client, sandbox, path, body, fault, expected, message):
+    """Each way in which the API fails has its status, code and sentence, on every route, and nothing internal."""
+    sandbox.script([fault])
+    answer = client.post(f"/api/llm/{path}", json=body)
+    status, code = expected
+    assert answer.get_json() == {"error": message, "code": code, "text": ""}
+    assert answer.status_code == status
+    assert ("Retry-After" in answer.headers) == (status == 503)
+    assert inside_of(answer, sandbox.url) == []
+
+
+@pytest.mark.parametrize(
+    ("fault", "expected", "message"), [pytest.param(*fault, id=name) for name, fault in FAULTS.items()]
+)
+def test_failure_of_the_api_in_a_batch(client, sandbox, fault, expected, message):
+    """In a batch the same failure stands in its prompt's place with the same code and sentence."""
+    sandbox.script([fault])
+    answer = client.post("/api/llm/batch", json={"requests": [{"prompt": "你好"}]})
+    assert answer.status_code == 200
+    assert answer.get_json()["results"] == [{"error": message, "code": expected[1], "success": False}]
+    assert inside_of(answer, sandbox.url) == []
+
+
+@over_requests
+@pytest.mark.parametrize(
+    ("headers", "retry_after"),
+    [
+        pytest.param({}, "1", id="without"),
+        pytest.param({"Retry-After": "7"}, "7", id="seconds"),
+        pytest.param({"Retry-After": "0"}, "1", id="zero"),
+        pytest.param({"Retry-After": "Wed, 21 Oct 2015 07:28:00 GMT"}, "1", id="date_in_the_past"),
+        pytest.param({"Retry-After": "soon"}, "1", id="not_understood"),
+        pytest.param({"Retry-After": "-5"}, "1", id="negative"),
+    ],
+)
+def test_rate_limit(client, sandbox, path, body, headers, retry_after):
+    """A 429 of the API is a 503 that hands on its Retry-After in whole seconds, 1 when there is none."""
+    sandbox.script([status_fault(429, **headers)])
+    answer = client.post(f"/api/llm/{path}", json=body)
+    assert (answer.status_code, answer.get_json()["code"]) == (503, "rate_limited")
+    assert answer.headers.getlist("Retry-After") == [retry_after]
+
+
+@pytest.mark.parametrize("path", ["parse", "parse/sync"])
+@pytest.mark.parametrize("text", ["好的。", "[]", "null", '{"intent": "attack"', "```json\n17\n```"])
+def test_parse_reply_that_is_not_an_object(client, sandbox, path, text):
+    """A model that answers a parse prompt with anything but a JSON object is a bad_reply, not an intent."""
+    sandbox.script([{"fault": "content", "text": text}])
+    answer = client.post(f"/api/llm/{path}", json={"utterance": "打开背包"})
+    assert answer.get_json() == {
+        "error": "The API answered with text that is not the JSON object that was asked for.",
+        "code": "bad_reply",
+        "text": "",
+    }
+    assert answer.status_code == 502
+
+
+@over_requests
+def test_no_key(sandbox, path, body):
+    """Without a key a call is not_configured, and nothing is sent."""
+    client = create_app(Settings.from_env({"DEEPSEEK_BASE_URL": sandbox.url})).test_client()
+    answer = client.post(f"/api/llm/{path}", json=body)
+    assert answer.get_json() == {
+        "error": "Nothing was sent: the API key is missing, or the base URL is not an address.",
+        "code": "not_configured",
+        "text": "",
+    }
+    assert (answer.status_code, sandbox.stats()["requests"]) == (500, 0)
+
+
+@over_requests
+def test_nobody_listens(path, body):
+    """An address where nobody listens is a connection_failed that does not tell the address."""
+    env = {"DEEPSEEK_API_KEY": KEY, "DEEPSEEK_BASE_URL": "http://127.0.0.1:1", "LLM_MAX_ATTEMPTS": "1"}
+    answer = create_app(Settings.from_env(env)).test_client().post(f"/api/llm/{path}", json=body)
+    message = "The connection to the API failed."
+    assert answer.get_json() == {"error": message, "code": "connection_failed", "text": ""}
+    assert answer.status_code == 502
+    assert inside_of(answer) == []
+
+
+def test_table_is_complete():
+    """Every class of the error tree has its row in the table of the design."""
+    classes = {name for name in deepseek_client.__all__ if _is_error(getattr(deepseek_client, name))}
+    assert classes - {"DeepSeekError"} == set(ERROR_TABLE)
+
+
+def _is_error(thing):
+    return isinstance(thing, type) and issubclass(thing, DeepSeekError)
+
+
+@pytest.mark.parametrize("asynchronous", [True, False], ids=["async_view", "sync_view"])
+@pytest.mark.parametrize("name", ERROR_TABLE)
+def test_error_table(app, name, asynchronous):
+    """Each class of the error tree is answered with its code, status and sentence, from any view."""
+    error = getattr(deepseek_client, name)("One sentence.")
+
+    def view():
+        raise error
+
+    async def view_async():
+        raise error
+
+    app.add_url_rule("/", view_func=view_async if asynchronous else view)
+    answer = app.test_client().get("/")
+    code, status = ERROR_TABLE[name]
+    assert answer.get_json() == {"error": "One sentence.", "code": code, "text": ""}
+    assert (answer.status_code, answer.content_type) == (status, "application/json")
+    assert answer.headers.get("Retry-After") == ("1" if status == 503 else None)
+
+
+@pytest.mark.parametrize("name", [name for name, (_, status) in ERROR_TABLE.items() if status == 503])
+@pytest.mark.parametrize(
+    ("retry_after_s", "header"), [(None, "1"), (0, "1"), (0.2, "1"), (2.0, "2"), (2.1, "3"), (-4, "1")]
+)
+def test_retry_after(app, name, retry_after_s, header):
+    """Retry-After is what the error knows, in whole seconds and never less than 1."""
+
+    @app.get("/")
+    def view():
+        raise getattr(deepseek_client, name)("One sentence.", retry_after_s=retry_after_s)
+
+    assert app.test_client().get("/").headers["Retry-After"] == header
+
+
+@pytest.mark.parametrize("asynchronous", [True, False], ids=["async_view", "sync_view"])
+def test_unexpected_exception(app, asynchronous, caplog):
+    """An exception that nobody foresaw is a 500 in JSON that tells nothing of it; the log tells it all."""
+
+    def view():
+        raise RuntimeError(UPSTREAM_TEXT)
+
+    async def view_async():
+        raise RuntimeError(UPSTREAM_TEXT)
+
+    app.add_url_rule("/", view_func=view_async if asynchronous else view)
+    with caplog.at_level(logging.ERROR):
+        answer = app.test_client().get("/")
+    assert (answer.status_code, answer.get_json()) == (500, UNEXPECTED)
+    assert inside_of(answer, "RuntimeError") == []
+    assert "RuntimeError" in caplog.text
+
+
+@pytest.mark.parametrize("path", ["chat", "chat/sync", "parse", "parse/sync", "batch"])
+def test_defect_of_ours(client, monkeypatch, path):
+    """A defect below a route is a 500 in JSON without internals; in a batch too, it is not a failed prompt."""
+
+    def broken(*args, **kwargs):
+        raise TypeError(UPSTREAM_TEXT)
+
+    monkeypatch.setattr("deepseek_client.facade.outcome_of", broken)
+    body = {"prompt": "x", "utterance": "x", "requests": [{"prompt": "x"}]}
+    answer = client.post(f"/api/llm/{path}", json=body)
+    assert (answer.status_code, answer.get_json()) == (500, UNEXPECTED)
+    assert inside_of(answer, "TypeError") == []
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["/", "/nothing", "/api", "/api/llm", "/api/llm/", "/api/llm/chat/", "/api/llm/nothing", "/static/x"],
+)
+def test_unknown_path(client, path):
+    """A path that does not exist is a 404 in JSON."""
+    answer = client.get(path)
+    assert answer.get_json() == {
+        "error": "The requested URL was not found on the server. If you entered the URL manually please check "
+        "your spelling and try again.",
+        "code": "not_found",
+        "text": "",
+    }
+    assert answer.status_code == 404
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "allowed"),
+    [
+        ("PUT", "/api/llm/chat", {"GET", "HEAD", "POST", "OPTIONS"}),
+        ("DELETE", "/api/llm/chat", {"GET", "HEAD", "POST", "OPTIONS"}),
+        ("GET", "/api/llm/chat/sync", {"POST", "OPTIONS"}),
+        ("GET", "/api/llm/parse", {"POST", "OPTIONS"}),
+        ("GET", "/api/llm/parse/sync", {"POST", "OPTIONS"}),
+        ("GET", "/api/llm/batch", {"POST", "OPTIONS"}),
+        ("POST", "/api/llm/status", {"GET", "HEAD", "OPTIONS"}),
+        ("POST", "/health", {"GET", "HEAD", "OPTIONS"}),
+        ("POST", "/ready", {"GET", "HEAD", "OPTIONS"}),
+        ("POST", "/metrics", {"GET", "HEAD", "OPTIONS"}),
+    ],
+)
+def test_wrong_method(client, method, path, allowed):
+    """A method that a route does not have is a 405 in JSON whose Allow header names those it has."""
+    answer = client.open(path, method=method, json={"prompt": "x"})
+    assert answer.get_json() == {
+        "error": "The method is not allowed for the requested URL.",
+        "code": "method_not_allowed",
+        "text": "",
+    }
+    assert (answer.status_code, set(answer.allow)) == (405, allowed)

@@ -1,0 +1,47 @@
+"""The Flask application: JSON in, JSON out. What a call is and how it fails lives in deepseek_client."""
+
+from __future__ import annotations
+
+import os
+
+from flask import Flask
+
+from deepseek_client import AsyncDeepSeekClient, Settings, metrics
+from deepseek_client.pool import close_default_pools
+
+from . import problems
+from .bodies import BODY_LIMIT_BYTES, ReadableJson
+from .llm import llm
+from .loop import SharedLoop
+from .probes import probes
+
+__all__ = ["SharedLoop", "create_app", "shutdown"]
+
+
+def create_app(settings: Settings | None = None) -> Flask:
+    """Builds the application; starts no thread and opens no connection before the first call.
+
+    Args:
+        settings: None for `Settings.from_env(os.environ)`.
+
+    Raises:
+        ConfigError: a variable of the environment is wrong.
+    """
+    settings = settings or Settings.from_env(os.environ)
+    app = Flask(__name__, static_folder=None)
+    # One more than is allowed: Werkzeug cuts a body without Content-Length here and says nothing.
+    app.config["MAX_CONTENT_LENGTH"] = BODY_LIMIT_BYTES + 1
+    app.json = ReadableJson(app)
+    app.extensions["llm_settings"] = settings
+    app.extensions["llm_client"] = AsyncDeepSeekClient(settings=settings, errors="raise")
+    SharedLoop(app)
+    problems.init_app(app)
+    metrics.install()
+    app.register_blueprint(llm)
+    app.register_blueprint(probes)
+    return app
+
+
+def shutdown() -> None:
+    """Ends the calls of a process that is about to leave, so that none of its threads keeps it alive."""
+    close_default_pools()

@@ -1,0 +1,142 @@
+"""gunicorn's settings: `gunicorn -c webapp/gunicorn.conf.py webapp.wsgi:app`, as bin/serve runs it too.
+
+gunicorn executes this file at start and again at every SIGHUP, so each reload sees the `.env` of that moment. The
+process environment wins over `.env` and is not changed here, but for PROMETHEUS_MULTIPROC_DIR. Nothing of this
+project may be imported while the file is executed: the master would keep the old code through every reload.
+"""
+
+from __future__ import annotations
+
+import atexit
+import ctypes
+import math
+import os
+import re
+import shutil
+import signal
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from dotenv import dotenv_values
+
+_METRICS = "PROMETHEUS_MULTIPROC_DIR"
+_METRICS_PREFIX = "deepseek-metrics-"
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
+_env = {**dotenv_values(".env"), **os.environ}
+
+
+def _text(name: str, default: str) -> str:
+    return (_env.get(name) or "").strip() or default
+
+
+def _refuse(name: str, need: str) -> None:
+    print(f"{name}={_env.get(name)!r}: need {need}", file=sys.stderr)
+    sys.exit(2)
+
+
+def _whole(name: str, default: int, high: int) -> int:
+    text = _text(name, str(default))
+    if not (re.fullmatch("[0-9]{1,9}", text) and 1 <= int(text) <= high):
+        _refuse(name, f"a whole number from 1 to {high}")
+    return int(text)
+
+
+def _seconds(name: str, default: int, high: int) -> float:
+    try:
+        value = float(_text(name, str(default)))
+    except ValueError:
+        value = math.nan
+    if not 0 < value <= high:
+        _refuse(name, f"seconds, more than 0 and at most {high}")
+    return value
+
+
+def _give_metrics_a_directory() -> None:
+    # The pid is in the name: a master that another one started (USR2) must not use what that one will remove.
+    ours = f"{_METRICS_PREFIX}{os.getpid()}-"
+    path = _text(_METRICS, "")
+    name = Path(path).name
+    if not path or (name.startswith(_METRICS_PREFIX) and not name.startswith(ours)):
+        path = tempfile.mkdtemp(prefix=ours)
+        atexit.register(_remove, path, os.getpid())
+    os.environ[_METRICS] = path
+
+
+def _remove(path: str, owner_pid: int) -> None:
+    if os.getpid() == owner_pid:  # workers are forks and run it too
+        shutil.rmtree(path, ignore_errors=True)
+
+
+host = _text("HOST", "127.0.0.1")
+port = _whole("PORT", 5000, 65535)
+bind = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+workers = _whole("WEB_CONCURRENCY", 2, 1000)
+threads = _whole("WEB_THREADS", 1, 1000)
+worker_class = "gthread" if threads > 1 else "sync"
+_deadline_s = _seconds("LLM_DEADLINE_S", 25, 3600)
+graceful_timeout = math.ceil(_deadline_s) + 5  # a call in flight at a reload may use up its deadline
+timeout = math.ceil(_deadline_s) + 10  # a sync worker is silent during a call: that long is not hung
+preload_app = False  # with it a reload would see neither new code nor a new .env
+accesslog = None
+errorlog = "-"
+control_socket_disable = True  # gunicorn >= 25.1 would put one for all its servers into the home directory
+_give_metrics_a_directory()
+
+
+def on_starting(server: Any) -> None:
+    """Wipes what an earlier server counted; not when this one takes over from a running one (USR2)."""
+    directory = Path(os.environ[_METRICS])
+    directory.mkdir(parents=True, exist_ok=True)
+    if "GUNICORN_PID" not in os.environ:
+        for file in directory.glob("*.db"):
+            file.unlink(missing_ok=True)
+
+
+def post_fork(server: Any, worker: Any) -> None:
+    """Makes the worker end when it is told to from its first moment on, and when its master is gone."""
+    _end_at(signal.SIGINT, signal.SIGQUIT, signal.SIGTERM)  # the handlers of the master would swallow them
+    if sys.platform == "linux":
+        # Without it an idle sync worker holds the port for timeout / 2 after a `kill -9` of its master.
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def post_worker_init(worker: Any) -> None:
+    """Does what `worker_int` does, without the lock of the thread pool that gthread takes before it calls that."""
+    _end_at(signal.SIGINT, signal.SIGQUIT)
+
+
+def worker_int(worker: Any) -> None:
+    """Ends the worker at once at SIGINT and SIGQUIT (Ctrl-C), also while it loads the application.
+
+    gunicorn would raise SystemExit in whatever code is running. Where that gets lost (a `__del__`, for one), the
+    worker lives on, and the master waits graceful_timeout for it. SIGTERM and reloads are the graceful ways.
+    """
+    os._exit(0)
+
+
+def _end_at(*signals: signal.Signals) -> None:
+    for number in signals:
+        signal.signal(number, lambda _number, _frame: os._exit(0))
+
+
+def worker_exit(server: Any, worker: Any) -> None:
+    """Closes the pool of a worker that ends gracefully, so that no thread of it keeps the process alive."""
+    try:
+        from webapp import shutdown
+
+        shutdown()
+    except Exception:
+        server.log.exception("worker %s: the shutdown of the application failed", worker.pid)
+
+
+def child_exit(server: Any, worker: Any) -> None:
+    """Takes the gauges of a worker that is gone out of the sums. Runs in the master, which must survive it."""
+    try:
+        from prometheus_client.multiprocess import mark_process_dead
+
+        mark_process_dead(worker.pid)
+    except Exception:
+        server.log.exception("worker %s: its gauges are still counted", worker.pid)
