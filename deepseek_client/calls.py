@@ -3,52 +3,82 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import time
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from .errors import DeepSeekError
+from . import transport
+from .errors import DeadlineExceeded, DeepSeekError, PoolClosed
 from .events import CallFinished, emit
 from .exchange import Exchange
-from .pool import WorkerPool, run_here
-from .replies import usage_of
+from .pool import WorkerPool, default_pool
+from .settings import Settings
 
-__all__ = ["call_async", "call_here", "in_turns", "returned_or_raised"]
+__all__ = ["Caller", "in_turns"]
 
 _Judge = Callable[[Exchange], Any]
 
 
-async def call_async(
-    pool: WorkerPool,
-    exchange: Exchange,
-    judge: _Judge,
-    deadline: float,
-    args: Sequence[Any],
-    kwargs: Mapping[str, Any],
-) -> Any:
-    """Runs the exchange on the pool and returns what `judge` makes of it; raises what either raises.
+class Caller:
+    """Makes the calls of one client: says where they run and how long they may take, and reports their end.
 
     Args:
-        deadline: a moment on `time.monotonic()`.
+        client: any object with blocking methods.
+        pool: None for the process-wide pool of the size that `settings` give.
+
+    Threads: any number of threads and event loops may call at once; after `close` they get PoolClosed.
     """
-    with _reported("async", exchange):
-        await pool.run(exchange, *args, deadline=deadline, **kwargs)
-        return judge(exchange)
 
+    def __init__(self, client: Any, pool: WorkerPool | None, settings: Settings) -> None:
+        self.client = client
+        self.settings = settings
+        self._pool = pool
+        self.is_closed = False
 
-def call_here(exchange: Exchange, judge: _Judge, deadline: float, args: Sequence[Any]) -> Any:
-    """The same in the caller's thread."""
-    with _reported("sync", exchange):
-        run_here(exchange, *args, deadline=deadline)
-        return judge(exchange)
+    def close(self) -> None:
+        """Refuses further calls; the pool and the client are not closed."""
+        self.is_closed = True
 
+    def until(self, deadline_s: float | None = None) -> float:
+        """The moment on `time.monotonic()` at which a call that starts now is over; None means LLM_DEADLINE_S."""
+        return time.monotonic() + (self.settings.deadline_s if deadline_s is None else deadline_s)
 
-def returned_or_raised(exchange: Exchange) -> Any:
-    """The judge that believes the client."""
-    if exchange.raised is not None:
-        raise exchange.raised
-    return exchange.result
+    @property
+    def pool(self) -> WorkerPool:
+        """Where calls run."""
+        return self._pool or default_pool(self.settings.max_workers, self.settings.queue_limit)
+
+    async def on_pool(self, judge: _Judge, deadline: float, method: str, /, *args: Any, **kwargs: Any) -> Any:
+        """Runs the client's method on the pool; returns or raises what `judge` does, or raises what the pool does."""
+        exchange = self._exchange(judge, deadline, method, args, kwargs)
+        with _reported("async", exchange):
+            return await self.pool.run(exchange, deadline=deadline)
+
+    def here(self, judge: _Judge, deadline: float, method: str, /, *args: Any, **kwargs: Any) -> Any:
+        """The same in the caller's thread, where the transport's reads keep the deadline."""
+        exchange = self._exchange(judge, deadline, method, args, kwargs)
+        with _reported("sync", exchange):
+            if deadline <= time.monotonic():
+                raise DeadlineExceeded("The call's time was over before it was started.")
+            return exchange()
+
+    def _exchange(
+        self, judge: _Judge, deadline: float, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Exchange:
+        if self.is_closed:
+            raise PoolClosed("This client is closed.")
+        if self.settings.transport:
+            transport.install()
+        return Exchange(
+            method,
+            functools.partial(getattr(self.client, method), *args, **kwargs),
+            judge,
+            record=self.settings.transport,
+            deadline=deadline,
+            read_timeout_s=self.settings.read_timeout_s,
+        )
 
 
 async def in_turns(
@@ -93,7 +123,7 @@ def _reported(mode: str, exchange: Exchange) -> Iterator[None]:
         now = time.monotonic()
         began = exchange.began or now
         ended = exchange.ended or now
-        emit(CallFinished(exchange.method, mode, began - admitted, ended - began, error, usage_of(exchange)))
+        emit(CallFinished(exchange.method, mode, began - admitted, ended - began, error, exchange.usage))
 
 
 def _code_of(exc: BaseException) -> str:

@@ -23,7 +23,7 @@ def get_default_client() -> AsyncDeepSeekClient:
     """
     global _default
     with _lock:
-        if _default is None or _default._closed:
+        if _default is None or _default._caller.is_closed:
             _default = AsyncDeepSeekClient()
         return _default
 

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import logging
 import os
-import time
 from collections.abc import Iterable
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from typing import Any
 
-from . import transport
-from .calls import call_async, call_here, in_turns, returned_or_raised
+from .calls import Caller, in_turns
 from .client import DeepSeekClient
-from .errors import ConfigError, DeepSeekError, PoolClosed
+from .errors import ConfigError, DeepSeekError
 from .exchange import Exchange
-from .pool import WorkerPool, default_pool
-from .replies import blank_result, outcome_of
+from .pool import WorkerPool
+from .replies import blank_result, check_text, outcome_of, returned_or_raised
 from .settings import Settings
 
 __all__ = ["AsyncDeepSeekClient", "AsyncFacade"]
@@ -38,21 +37,22 @@ class AsyncFacade(AbstractContextManager[Any], AbstractAsyncContextManager[Any])
         event loops, also after a fork.
     """
 
-    _own = frozenset({"_client", "_pool", "_settings", "_closed", "_errors"})
+    _own = frozenset({"_caller", "_client", "_errors"})
 
     def __init__(
         self, client: Any, *, pool: WorkerPool | None = None, settings: Settings | None = None
     ) -> None:
-        self._settings = settings or Settings.from_env(os.environ)
         self._client = client
-        self._pool = pool
-        self._closed = False
+        self._caller = Caller(client, pool, settings or Settings.from_env(os.environ))
 
     def __getattr__(self, name: str) -> Any:
         if name in self._own:  # not set yet: copy, pickle and a failed __init__ ask early
             raise AttributeError(name)
-        method = name.removesuffix("_async")
-        if method != name and callable(getattr(self._client, method, None)):
+        method, is_own = (
+            name.removesuffix("_async"),
+            inspect.getattr_static(self._client, name, None) is not None,
+        )
+        if method != name and not is_own and callable(getattr(self._client, method, None)):
             return functools.partial(self._call_async, method)
         return getattr(self._client, name)
 
@@ -69,8 +69,8 @@ class AsyncFacade(AbstractContextManager[Any], AbstractAsyncContextManager[Any])
         return f"<{type(self).__name__} over {type(self._client).__name__}>"
 
     def close(self) -> None:
-        """Refuses further calls of this object. Idempotent; the pool is shared and stays."""
-        self._closed = True
+        """Refuses further calls of this object. Idempotent; the pool and the client are not closed."""
+        self._caller.close()
 
     def __exit__(self, *exc_info: object) -> None:
         self.close()
@@ -78,32 +78,8 @@ class AsyncFacade(AbstractContextManager[Any], AbstractAsyncContextManager[Any])
     async def __aexit__(self, *exc_info: object) -> None:
         self.close()
 
-    async def _call_async(
-        self, method: str, *args: Any, _deadline: float | None = None, **kwargs: Any
-    ) -> Any:
-        exchange, deadline = self._exchange(method), _deadline or self._deadline()
-        return await call_async(self._workers(), exchange, self._judge, deadline, args, kwargs)
-
-    def _call_here(self, method: str, *args: Any, _deadline: float) -> Any:
-        return call_here(self._exchange(method), self._judge, _deadline, args)
-
-    def _deadline(self, deadline_s: float | None = None) -> float:
-        """The moment on `time.monotonic()` at which a call that starts now is over."""
-        return time.monotonic() + (self._settings.deadline_s if deadline_s is None else deadline_s)
-
-    def _workers(self) -> WorkerPool:
-        return self._pool or default_pool(self._settings.max_workers, self._settings.queue_limit)
-
-    def _exchange(self, method: str) -> Exchange:
-        if self._closed:
-            raise PoolClosed("This client is closed.")
-        if self._settings.transport:
-            transport.install()
-        return Exchange(method, getattr(self._client, method), record=self._settings.transport)
-
-    def _judge(self, exchange: Exchange) -> Any:
-        """What the caller gets of a call that ran to its end."""
-        return returned_or_raised(exchange)
+    async def _call_async(self, method: str, /, *args: Any, **kwargs: Any) -> Any:
+        return await self._caller.on_pool(returned_or_raised, self._caller.until(), method, *args, **kwargs)
 
 
 class AsyncDeepSeekClient(AsyncFacade):
@@ -134,20 +110,24 @@ class AsyncDeepSeekClient(AsyncFacade):
             raise ConfigError(f'errors={errors!r}: need "swallow" or "raise"')
         settings = settings or Settings.from_env(os.environ)
         if client is None:
-            client = DeepSeekClient(api_key.strip() or settings.api_key, settings.model or model)
+            key = (api_key or "").strip() or settings.api_key
+            client = DeepSeekClient(key, settings.model or model)
+            client.api_key = (
+                key  # where settings are given, a key of the environment must not reach their address
+            )
             client.base_url = settings.base_url
         super().__init__(client, pool=pool, settings=settings)
         self._errors = errors
 
     async def chat_async(self, prompt: str, *, deadline_s: float | None = None) -> dict[str, Any]:
         """The model's answer, {"text": str}, within `deadline_s` seconds (None: LLM_DEADLINE_S)."""
-        return await self._answer_async("chat", prompt, _deadline=self._deadline(deadline_s))
+        return await self._answer_async(self._caller.until(deadline_s), "chat", prompt)
 
     async def parse_async(
         self, utterance: str, ctx: Any, *, deadline_s: float | None = None
     ) -> dict[str, Any]:
         """What a player meant, {"intent": str, "slots": dict, "allowed": bool, "reason": str}."""
-        return await self._answer_async("parse", utterance, ctx, _deadline=self._deadline(deadline_s))
+        return await self._answer_async(self._caller.until(deadline_s), "parse", utterance, ctx)
 
     async def chat_many_async(
         self, prompts: Iterable[str], *, return_exceptions: bool = False, deadline_s: float | None = None
@@ -159,38 +139,46 @@ class AsyncDeepSeekClient(AsyncFacade):
                 failure with errors="raise" cancels the rest.
             deadline_s: seconds for all of them together; None gives each its own LLM_DEADLINE_S from its turn.
         """
-        deadline = None if deadline_s is None else self._deadline(deadline_s)
-        call = self._call_async if return_exceptions else self._answer_async
-        chat = functools.partial(call, "chat", _deadline=deadline)
-        width = self._workers().stats()["workers"]
+        common = None if deadline_s is None else self._caller.until(deadline_s)
+
+        async def chat(prompt: str) -> Any:
+            answer = self._call_until if return_exceptions else self._answer_async
+            return await answer(common or self._caller.until(), "chat", prompt)
+
+        width = self._caller.pool.stats()["workers"]
         return await in_turns(chat, list(prompts), width, return_exceptions=return_exceptions)
 
     def chat(self, prompt: str, *, deadline_s: float | None = None) -> dict[str, Any]:
         """The legacy method in the caller's thread, over the shared transport, ended at the deadline."""
-        return self._answer_here("chat", prompt, _deadline=self._deadline(deadline_s))
+        return self._answer_here(self._caller.until(deadline_s), "chat", prompt)
 
     def parse(self, utterance: str, ctx: Any, *, deadline_s: float | None = None) -> dict[str, Any]:
         """The legacy method in the caller's thread, over the shared transport, ended at the deadline."""
-        return self._answer_here("parse", utterance, ctx, _deadline=self._deadline(deadline_s))
+        return self._answer_here(self._caller.until(deadline_s), "parse", utterance, ctx)
 
-    async def _answer_async(self, method: str, *args: Any, **options: Any) -> dict[str, Any]:
+    async def _call_until(self, deadline: float, method: str, text: str, *more: Any) -> Any:
+        check_text(method, text)
+        return await self._caller.on_pool(self._judge, deadline, method, text, *more)
+
+    async def _answer_async(self, deadline: float, method: str, *args: Any) -> dict[str, Any]:
         try:
-            answer: dict[str, Any] = await self._call_async(method, *args, **options)
+            answer: dict[str, Any] = await self._call_until(deadline, method, *args)
         except DeepSeekError as exc:
             answer = self._swallowed(method, exc)
         return answer
 
-    def _answer_here(self, method: str, *args: Any, _deadline: float) -> dict[str, Any]:
+    def _answer_here(self, deadline: float, method: str, text: str, *more: Any) -> dict[str, Any]:
         try:
-            answer: dict[str, Any] = self._call_here(method, *args, _deadline=_deadline)
+            check_text(method, text)
+            answer: dict[str, Any] = self._caller.here(self._judge, deadline, method, text, *more)
         except DeepSeekError as exc:
             answer = self._swallowed(method, exc)
         return answer
 
     def _judge(self, exchange: Exchange) -> Any:
-        if exchange.method in ("chat", "parse") and self._settings.transport:
-            return outcome_of(exchange)
-        return super()._judge(exchange)
+        if not self._caller.settings.transport:
+            return returned_or_raised(exchange)
+        return outcome_of(exchange, self._client)
 
     def _swallowed(self, method: str, error: DeepSeekError) -> dict[str, Any]:
         if self._errors == "raise":

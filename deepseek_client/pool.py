@@ -20,19 +20,13 @@ from typing import Any, TypeVar
 
 from .errors import DeadlineExceeded, DeepSeekError, Overloaded, PoolClosed
 
-__all__ = ["WorkerPool", "close_default_pools", "default_pool", "run_here"]
+__all__ = ["WorkerPool", "close_default_pools", "default_pool"]
 
 _T = TypeVar("_T")
 
 
-class _ThisThread(threading.local):
-    """What a worker thread knows of itself."""
-
-    pool: WorkerPool | None = None  # the pool whose call this thread runs
-    deputy: ThreadPoolExecutor | None = None  # runs this call's nested calls when no worker is idle
-
-
-_this_thread = _ThisThread()
+# The call that the running code is part of, also on an event loop that the call's thread waits for.
+_inside: contextvars.ContextVar[_Call | None] = contextvars.ContextVar("llm_call", default=None)
 
 
 class WorkerPool:
@@ -72,9 +66,9 @@ class WorkerPool:
     ) -> _T:
         """Awaits `fn(*args, **kwargs)` on a worker thread, with a copy of the caller's contextvars.
 
-        Called from one of the pool's own threads, it borrows an idle worker. When there is none it gets no slot,
-        for which it might wait for ever: the calling worker, which waits, is stood in for by one further thread,
-        so that no more calls run than there are workers.
+        Called from inside of a call on the same pool, it borrows an idle worker. When there is none it gets no
+        slot, for which it might wait for ever: the outer call's worker, which waits, is stood in for by one further
+        thread, and ends after that. So no more calls run at once than there are workers.
 
         Args:
             deadline: a moment on `time.monotonic()`; None waits without limit.
@@ -87,11 +81,9 @@ class WorkerPool:
         """
         if deadline is not None and deadline <= time.monotonic():
             raise DeadlineExceeded("The call's time was over before it was started.")
-        call = _Call(
-            self,
-            work=functools.partial(contextvars.copy_context().run, fn, *args, **kwargs),
-            abort=getattr(fn, "abort", None),
-        )
+        context = contextvars.copy_context()
+        call = _Call(self, functools.partial(context.run, fn, *args, **kwargs), getattr(fn, "abort", None))
+        context.run(_inside.set, call)
         executor = self._admit(call)
         loop = asyncio.get_running_loop()
         future: asyncio.Future[_T]
@@ -99,7 +91,7 @@ class WorkerPool:
             future = loop.run_in_executor(executor, call)
         except RuntimeError as exc:  # no more threads in this process, or closed meanwhile
             self._leave(call)
-            raise Overloaded("No thread can be started for the call.") from exc
+            raise call.error or Overloaded("No thread can be started for the call.") from exc
         call.notify = functools.partial(loop.call_soon_threadsafe, future.cancel)
         if call.error is not None:  # closed before it could be notified
             future.cancel()
@@ -151,9 +143,10 @@ class WorkerPool:
             if self._closed:
                 raise PoolClosed("The service is shutting down.")
             taken = self._queued + self._running
-            if taken >= self._workers and _this_thread.pool is self:
+            outer = call.outer_on_locked(self)
+            if taken >= self._workers and outer is not None:
                 self._calls.add(call)
-                return _deputy()
+                return outer.deputy_locked()
             if taken >= self._workers + self._queue_limit:
                 self._rejected += 1
                 raise Overloaded(
@@ -183,6 +176,7 @@ class WorkerPool:
             return
         self._calls.remove(call)
         if call.running:
+            call.running = False
             self._running -= call.slots
         else:
             self._queued -= call.slots
@@ -201,24 +195,39 @@ class WorkerPool:
 class _Call:
     """One admitted call, from its slot to its thread's end."""
 
-    __slots__ = ("abort", "error", "notify", "pool", "running", "slots", "work")
+    __slots__ = ("abort", "deputy", "error", "notify", "outer", "pool", "running", "slots", "work")
 
     def __init__(
         self, pool: WorkerPool, work: Callable[[], Any], abort: Callable[[str], None] | None
     ) -> None:
         self.pool = pool
-        self.work: Callable[[], Any] | None = work
+        self.work: Callable[[], Any] | None = work  # guarded by pool._changed; None once it ended
         self.abort = abort
         self.slots = 0  # how many it takes: 0 when its caller's worker stands in
         self.running = False  # guarded by pool._changed
         self.error: DeepSeekError | None = None  # guarded by pool._changed
         self.notify: Callable[[], Any] | None = None
+        self.deputy: ThreadPoolExecutor | None = None  # guarded by pool._changed
+        self.outer = _inside.get()
+        while self.outer is not None and not self.outer.running:  # ended: its code went on elsewhere
+            self.outer = self.outer.outer
+
+    def outer_on_locked(self, pool: WorkerPool) -> _Call | None:
+        """The running call on this pool that waits for this one, if there is one."""
+        outer = self.outer
+        while outer is not None and (outer not in pool._calls or outer.work is None):
+            outer = outer.outer
+        return outer
+
+    def deputy_locked(self) -> ThreadPoolExecutor:
+        if self.deputy is None:
+            self.deputy = ThreadPoolExecutor(1, thread_name_prefix="llm-deputy")
+        return self.deputy
 
     def __call__(self) -> Any:
         work = self.work
         if work is None or not self.pool._start(self):
             raise self.error or asyncio.CancelledError()
-        _this_thread.pool = self.pool
         try:
             return work()
         except Exception as exc:
@@ -228,8 +237,12 @@ class _Call:
         except BaseException as exc:  # SystemExit and its like would end the waiter's event loop
             raise RuntimeError(f"the call raised {type(exc).__name__}") from exc
         finally:
-            _this_thread.pool = None
-            _dismiss_deputy()
+            with self.pool._changed:
+                self.work = None  # from now on no nested call finds it
+            if (
+                self.deputy is not None
+            ):  # the slot stays taken while a nested call that was given up still runs
+                self.deputy.shutdown(wait=True, cancel_futures=True)
             # Before the waiter hears of the result, so that it finds the slot free.
             self.pool._leave(self)
 
@@ -241,65 +254,19 @@ class _Call:
                 pass
 
 
-def _deputy() -> ThreadPoolExecutor:
-    if _this_thread.deputy is None:
-        _this_thread.deputy = ThreadPoolExecutor(1, thread_name_prefix="llm-deputy")
-    return _this_thread.deputy
-
-
-def _dismiss_deputy() -> None:
-    if _this_thread.deputy is not None:
-        _this_thread.deputy.shutdown(wait=False)
-        _this_thread.deputy = None
-
-
-def run_here(fn: Callable[..., _T], /, *args: Any, deadline: float | None = None, **kwargs: Any) -> _T:
-    """Calls `fn` in the caller's thread; at the deadline its `abort` is called from a timer thread.
-
-    Args:
-        deadline: a moment on `time.monotonic()`; None for no limit. Without an `abort` it is checked at the end.
-
-    Raises:
-        DeadlineExceeded: the deadline passed before `fn` ended, whatever it returned or raised.
-    """
-    if deadline is None:
-        return fn(*args, **kwargs)
-    left = deadline - time.monotonic()
-    if left <= 0:
-        raise DeadlineExceeded("The call's time was over before it was started.")
-    abort = getattr(fn, "abort", None)
-    timer = threading.Timer(left, abort, ("deadline",)) if abort is not None else None
-    if timer is not None:
-        timer.daemon = True
-        timer.start()
-    error: Exception | None = None
-    try:
-        result = fn(*args, **kwargs)
-    except Exception as exc:
-        error = exc
-    finally:
-        if timer is not None:
-            timer.cancel()
-    if time.monotonic() >= deadline:
-        raise DeadlineExceeded("The call's time is over.") from error
-    if error is not None:
-        raise error
-    return result
-
-
 _pools: weakref.WeakSet[WorkerPool] = weakref.WeakSet()
 _defaults: dict[tuple[int, int], WorkerPool] = {}  # guarded by _defaults_lock
 _defaults_lock = threading.Lock()
 
 
 def default_pool(workers: int, queue_limit: int) -> WorkerPool:
-    """The process-wide pool of this size, made at the first request; a closed one is replaced.
+    """The process-wide pool of this size, made at the first request. A closed one stays closed.
 
     Threads: any.
     """
     with _defaults_lock:
         pool = _defaults.get((workers, queue_limit))
-        if pool is None or pool._closed:
+        if pool is None:
             pool = _defaults[workers, queue_limit] = WorkerPool(workers, queue_limit)
         return pool
 
@@ -316,7 +283,6 @@ def _after_fork_in_child() -> None:
     # Neither the parent's threads nor the owners of its locks exist here.
     global _defaults_lock
     _defaults_lock = threading.Lock()
-    _this_thread.deputy = None
     for pool in _pools:
         pool._reset()
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import email.utils
 import json
+import re
 import time
 from typing import Any
 
@@ -18,15 +19,18 @@ from .errors import (
     BadReply,
     ConfigError,
     ConnectionFailed,
+    DeadlineExceeded,
     DeepSeekError,
     InsufficientBalance,
+    InvalidRequest,
+    PoolClosed,
     RateLimited,
     UpstreamRejected,
     UpstreamUnavailable,
 )
 from .exchange import Exchange
 
-__all__ = ["blank_result", "failure_of", "outcome_of", "usage_of"]
+__all__ = ["blank_result", "check_text", "failure_of", "outcome_of", "returned_or_raised"]
 
 _BY_STATUS: dict[int, tuple[type[DeepSeekError], str]] = {
     400: (UpstreamRejected, "refused the request as malformed"),
@@ -54,48 +58,88 @@ def blank_result(method: str) -> dict[str, Any]:
     return {"intent": "unknown", "slots": {}, "allowed": True, "reason": ""}
 
 
-def outcome_of(exchange: Exchange) -> Any:
+def check_text(method: str, text: Any) -> None:
+    """Raises InvalidRequest if what a "chat" or "parse" is asked about is no text: the client would swallow that."""
+    if not isinstance(text, str):
+        raise InvalidRequest(f"The text of {method} is {text!r:.40}: need a str.")
+
+
+def outcome_of(exchange: Exchange, client: Any) -> Any:
     """What a finished "chat" or "parse" of a DeepSeek client really gave, whatever the client made of it.
 
     A parse reply in a Markdown fence, which the legacy client takes for "unknown", is understood here.
+
+    Args:
+        client: whose `api_key` and `base_url`, if it has them, explain a call that never left.
 
     Raises:
         DeepSeekError: it failed, although the client may have swallowed that.
         Exception: what the client raised, if the wire shows no failure.
     """
+    blank = blank_result(exchange.method)
+    gave_nothing = exchange.raised is not None or _is_blank(exchange.result, blank)
+    if exchange.requests and not exchange.path.endswith("/chat/completions") and not gave_nothing:
+        return exchange.result  # a client of another API, or one that asked for something else afterwards
     failure = failure_of(exchange)
     if failure is not None:
         raise failure
-    blank = blank_result(exchange.method)
-    swallowed = exchange.raised is None and exchange.result == blank
-    if exchange.requests == 0 and (swallowed or isinstance(exchange.raised, ValueError)):
-        raise ConfigError(
-            "Nothing was sent: the API key is missing, or the base URL is not an address."
-        ) from exchange.raised
-    if exchange.requests == 0 or (exchange.body is None and not swallowed):
-        if exchange.raised is not None:
-            raise exchange.raised
-        return exchange.result  # not a client of requests, or one that streams: it knows better
-    content = _content_of(exchange)
-    if exchange.method == "parse" and swallowed:
+    if exchange.requests == 0 and gave_nothing:
+        raise _reason_unsent(client, exchange.raised)
+    if exchange.requests == 0 or (exchange.body is None and not gave_nothing):
+        return returned_or_raised(exchange)  # not a client of requests, or one that streams: it knows better
+    completion = _json_object(exchange.body)
+    usage = (completion or {}).get("usage")
+    exchange.usage = usage if isinstance(usage, dict) else {}
+    content = _content_of(exchange.body, completion)
+    if exchange.method == "parse" and exchange.raised is None and exchange.result == blank:
         data = _object_in(content)
         return {name: data.get(name, value) for name, value in blank.items()}
+    return returned_or_raised(exchange)
+
+
+def returned_or_raised(exchange: Exchange) -> Any:
+    """What the client itself says."""
     if exchange.raised is not None:
         raise exchange.raised
     return exchange.result
 
 
+def _is_blank(result: Any, blank: dict[str, Any]) -> bool:
+    if isinstance(result, dict) and blank.keys() == {"text"}:
+        return not (isinstance(result.get("text"), str) and result["text"].strip())
+    return bool(result == blank)
+
+
+def _reason_unsent(client: Any, raised: Exception | None) -> Exception:
+    """Why a client that gave nothing has sent nothing."""
+    failure: DeepSeekError
+    if not re.fullmatch("[!-~]+", str(getattr(client, "api_key", "none is needed"))):
+        failure = ConfigError("Nothing was sent: the API key is missing or has characters that no key has.")
+    elif not re.match("https?://[^/]", str(getattr(client, "base_url", "http://x"))):
+        failure = ConfigError("Nothing was sent: the base URL is not an address.")
+    elif raised is not None and not isinstance(raised, (requests.RequestException, ValueError)):
+        return raised  # a defect of the client
+    else:
+        failure = _failure_from(raised or requests.ConnectionError())
+    failure.__cause__ = raised
+    return failure
+
+
 def failure_of(exchange: Exchange) -> DeepSeekError | None:
     """The failure that the wire shows; None if a reply with status 2xx arrived whole, or if nothing was sent."""
-    if exchange.error is not None:
-        return _failure_from(exchange.error)
-    if exchange.status is None or 200 <= exchange.status < 300:
-        return None
-    default = UpstreamUnavailable if exchange.status >= 500 else UpstreamRejected
-    kind, what = _BY_STATUS.get(exchange.status, (default, "cannot answer the request"))
-    return kind(
-        f"The API {what} (HTTP {exchange.status}).", retry_after_s=_seconds_until(exchange.retry_after)
-    )
+    if exchange.aborted == "closing":
+        return PoolClosed("The service is shutting down.")
+    is_late = exchange.deadline is not None and (exchange.ended or 0) >= exchange.deadline
+    if exchange.aborted is not None or (exchange.error is not None and is_late):
+        return DeadlineExceeded("The call's time is over.")
+    if exchange.status is not None and not 200 <= exchange.status < 300:
+        default = UpstreamUnavailable if exchange.status >= 500 else UpstreamRejected
+        kind, what = _BY_STATUS.get(exchange.status, (default, "cannot answer the request"))
+        retry_after_s = _seconds_until(exchange.retry_after)
+        failure = kind(f"The API {what} (HTTP {exchange.status}).", retry_after_s=retry_after_s)
+        failure.__cause__ = exchange.error
+        return failure
+    return None if exchange.error is None else _failure_from(exchange.error)
 
 
 def _failure_from(error: Exception) -> DeepSeekError:
@@ -133,24 +177,23 @@ def _seconds_until(retry_after: str | None) -> float | None:
         return None
 
 
-def _completion_of(exchange: Exchange) -> dict[str, Any] | None:
-    """The reply as the API's JSON object; None when there is no reply or it is something else."""
+def _json_object(text: bytes | str | None) -> dict[str, Any] | None:
+    """The JSON object that the text is; None when it is something else."""
     try:
-        completion = json.loads(exchange.body or b"")
+        found = json.loads(text or "")
     except (ValueError, RecursionError):
         return None
-    return completion if isinstance(completion, dict) else None
+    return found if isinstance(found, dict) else None
 
 
-def _content_of(exchange: Exchange) -> str:
+def _content_of(body: bytes | None, completion: dict[str, Any] | None) -> str:
     """The text of a completion that arrived with status 2xx.
 
     Raises:
         BadReply: the body is blank, cut, not a completion, without text, or was ended early by the server.
     """
-    if exchange.body is not None and not exchange.body.strip():
+    if not (body or b"").strip():
         raise BadReply("The API answered 200 with a blank body.")
-    completion = _completion_of(exchange)
     if completion is None:
         raise BadReply("The API answered 200 with something that is not a JSON object.")
     try:
@@ -174,16 +217,7 @@ def _object_in(content: str) -> dict[str, Any]:
     text = content.strip()
     if text.startswith("```") and text.endswith("```") and "\n" in text:
         text = text[text.index("\n") : -3]
-    try:
-        data = json.loads(text)
-    except (ValueError, RecursionError):
-        data = None
-    if not isinstance(data, dict):
+    data = _json_object(text)
+    if data is None:
         raise BadReply("The API answered with text that is not the JSON object that was asked for.")
     return data
-
-
-def usage_of(exchange: Exchange) -> dict[str, Any]:
-    """The reply's token counts; empty when it has none."""
-    usage = (_completion_of(exchange) or {}).get("usage")
-    return usage if isinstance(usage, dict) else {}

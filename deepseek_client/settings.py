@@ -15,6 +15,16 @@ from .errors import ConfigError
 __all__ = ["Settings"]
 
 
+_RANGES: dict[str, tuple[float, float]] = {
+    "max_workers": (1, 1000),
+    "queue_limit": (0, 100_000),
+    "deadline_s": (0.001, 3600),
+    "read_timeout_s": (0.001, 3600),
+    "batch_limit": (1, 10_000),
+    "prompt_limit": (1, 1_000_000),
+}
+
+
 @dataclass(frozen=True)
 class Settings:
     """Everything that an operator can set, already checked.
@@ -23,6 +33,7 @@ class Settings:
         max_workers: LLM_MAX_WORKERS, threads per process that run blocking calls.
         queue_limit: LLM_QUEUE_LIMIT, calls that may wait for a thread.
         deadline_s: LLM_DEADLINE_S, seconds for the whole of one call.
+        read_timeout_s: LLM_READ_TIMEOUT_S, seconds between two pieces of a reply; None leaves it to the client.
         batch_limit: LLM_BATCH_LIMIT, prompts in one batch request.
         prompt_limit: LLM_PROMPT_LIMIT, characters in one prompt.
         use_async: USE_ASYNC_DEEPSEEK; False runs each call in its caller's thread.
@@ -31,12 +42,16 @@ class Settings:
         base_url: DEEPSEEK_BASE_URL without a trailing slash.
         model: DEEPSEEK_MODEL, "" leaves the client's own.
 
+    Raises:
+        ConfigError: a number is out of its range.
+
     Threads: immutable.
     """
 
     max_workers: int = 5
     queue_limit: int = 100
     deadline_s: float = 25.0
+    read_timeout_s: float | None = None
     batch_limit: int = 100
     prompt_limit: int = 20_000
     use_async: bool = True
@@ -44,6 +59,12 @@ class Settings:
     api_key: str = field(default="", repr=False)
     base_url: str = "https://api.deepseek.com"
     model: str = ""
+
+    def __post_init__(self) -> None:
+        for name, (low, high) in _RANGES.items():
+            value = getattr(self, name)
+            if value is not None and not low <= value <= high:
+                raise ConfigError(f"{name}={value!r}: need {low} to {high}")
 
     @classmethod
     def from_env(cls, env: Mapping[str, str]) -> Settings:
@@ -53,11 +74,12 @@ class Settings:
             ConfigError: the first variable that is wrong: its name, its value (never a key's) and what is needed.
         """
         return cls(
-            max_workers=_whole(env, "LLM_MAX_WORKERS", cls.max_workers, 1, 1000),
-            queue_limit=_whole(env, "LLM_QUEUE_LIMIT", cls.queue_limit, 0, 100_000),
-            deadline_s=_seconds(env, "LLM_DEADLINE_S", cls.deadline_s, 3600),
-            batch_limit=_whole(env, "LLM_BATCH_LIMIT", cls.batch_limit, 1, 10_000),
-            prompt_limit=_whole(env, "LLM_PROMPT_LIMIT", cls.prompt_limit, 1, 1_000_000),
+            max_workers=_whole(env, "LLM_MAX_WORKERS", cls.max_workers, *_RANGES["max_workers"]),
+            queue_limit=_whole(env, "LLM_QUEUE_LIMIT", cls.queue_limit, *_RANGES["queue_limit"]),
+            deadline_s=_seconds(env, "LLM_DEADLINE_S", *_RANGES["deadline_s"]) or cls.deadline_s,
+            read_timeout_s=_seconds(env, "LLM_READ_TIMEOUT_S", *_RANGES["read_timeout_s"]),
+            batch_limit=_whole(env, "LLM_BATCH_LIMIT", cls.batch_limit, *_RANGES["batch_limit"]),
+            prompt_limit=_whole(env, "LLM_PROMPT_LIMIT", cls.prompt_limit, *_RANGES["prompt_limit"]),
             use_async=_switch(env, "USE_ASYNC_DEEPSEEK", cls.use_async),
             transport=_switch(env, "DEEPSEEK_TRANSPORT", cls.transport),
             api_key=_key(env, "DEEPSEEK_API_KEY"),
@@ -70,7 +92,7 @@ def _text(env: Mapping[str, str], name: str) -> str:
     return (env.get(name) or "").strip()
 
 
-def _whole(env: Mapping[str, str], name: str, default: int, low: int, high: int) -> int:
+def _whole(env: Mapping[str, str], name: str, default: int, low: float, high: float) -> int:
     text = _text(env, name)
     if not text:
         return default
@@ -80,11 +102,11 @@ def _whole(env: Mapping[str, str], name: str, default: int, low: int, high: int)
     raise ConfigError(f"{name}={text!r}: need a whole number from {low} to {high}")
 
 
-def _seconds(env: Mapping[str, str], name: str, default: float, high: float) -> float:
+def _seconds(env: Mapping[str, str], name: str, low: float, high: float) -> float | None:
     text = _text(env, name)
     if not text:
-        return default
-    if re.fullmatch(r"[0-9]+(\.[0-9]+)?", text) and 0 < float(text) <= high:
+        return None
+    if re.fullmatch(r"[0-9]+(\.[0-9]+)?", text) and low <= float(text) <= high:
         return float(text)
     raise ConfigError(f"{name}={text!r}: need seconds, more than 0 and at most {high:g}")
 

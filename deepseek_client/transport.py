@@ -8,25 +8,24 @@ brings the call's own cookies, proxies, netrc and hooks. Outside of an Exchange 
 from __future__ import annotations
 
 import functools
-import json
-import logging
 import os
 import threading
+import time
 from typing import Any
+from urllib.parse import urlsplit
 
 import requests
 from requests.adapters import BaseAdapter, HTTPAdapter
+from urllib3 import PoolManager
+from urllib3.util import Timeout
 
+from . import environment
+from .connections import POOL_CLASSES
 from .exchange import Exchange, current
+from .models import with_successor
+from .tls import context_for
 
 __all__ = ["install"]
-
-_logger = logging.getLogger(__name__)
-
-# Source: the vendor retired these names on 2026-07-24; each was DeepSeek V4 Flash, without and with thinking.
-_SUCCESSOR = "deepseek-flash"
-_RETIRED = {"deepseek-chat": "disabled", "deepseek-reasoner": "enabled"}
-_told: set[str] = set()  # retired models whose replacement was logged
 
 _HOSTS = 32  # hosts whose connections are kept
 _CONNECTIONS = 1000  # idle connections kept for a host: the most that LLM_MAX_WORKERS allows
@@ -40,6 +39,7 @@ def install() -> None:
     if hasattr(requests.Session.get_adapter, "asks_exchange"):
         return
     with _lock:
+        environment.install()
         answer = requests.Session.get_adapter
         if hasattr(answer, "asks_exchange"):
             return
@@ -63,57 +63,87 @@ class _Recorder(BaseAdapter):
         self._adapter = _shared_adapter() if _is_plain(adapter) else adapter
 
     def send(  # type: ignore[override]  # the rest is handed on as it came
-        self, request: requests.PreparedRequest, stream: bool = False, **options: Any
+        self, request: requests.PreparedRequest, stream: bool = False, timeout: Any = None, **options: Any
     ) -> requests.Response:
         exchange = self._exchange
-        exchange.begin_request()
-        try:
-            response = self._adapter.send(_with_successor(request), stream=stream, **options)
-            exchange.retry_after = response.headers.get("Retry-After")
-            exchange.status = response.status_code
-            response.connection = self  # type: ignore[assignment]  # digest authentication sends its second request through this
-            if not stream:
-                # The Session would read it a moment later, where a failure could not be seen.
-                exchange.body = response.content
-        except Exception as exc:
-            exchange.error = exc
-            raise
-        return response
+        request = with_successor(request)
+        while True:
+            exchange.begin_request(urlsplit(request.url or "").path)
+            try:
+                options["timeout"] = _timeouts(timeout, exchange)
+                response = self._adapter.send(request, stream=stream, **options)
+                exchange.retry_after = response.headers.get("Retry-After")
+                exchange.status = response.status_code
+                response.connection = self  # type: ignore[assignment]  # digest authentication sends through it
+                if not stream:
+                    exchange.phase = "reading"
+                    # The Session would read it a moment later, where a failure could not be seen.
+                    exchange.body = response.content
+                exchange.phase = "done"
+                return response
+            except Exception as exc:
+                exchange.error = exc
+                if not exchange.stale or exchange.aborted is not None:
+                    raise
+                # The server had closed this kept connection and answered nothing: the next kept one may take the
+                # request, and a new one, which is never stale, ends the loop.
 
     def close(self) -> None:
         """Nothing to close: the connections belong to the process."""
 
 
+class _SharedAdapter(HTTPAdapter):
+    """The process's adapter: watched connections, and one TLS context per trust setting."""
+
+    def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
+        super().init_poolmanager(*args, **kwargs)
+        self.poolmanager.pool_classes_by_scheme = POOL_CLASSES
+
+    def proxy_manager_for(self, proxy: str, **kwargs: Any) -> Any:
+        manager = super().proxy_manager_for(proxy, **kwargs)
+        if not proxy.lower().startswith("socks"):  # whose connections are of a kind of their own
+            manager.pool_classes_by_scheme = POOL_CLASSES
+        return manager
+
+    def build_connection_pool_key_attributes(self, request: Any, verify: Any, cert: Any = None) -> Any:
+        host, trust = super().build_connection_pool_key_attributes(request, verify, cert)
+        if host["scheme"] == "https":
+            # The context has the files loaded: named here too, they would be loaded again for each connection.
+            trust = {"cert_reqs": trust["cert_reqs"], "ssl_context": context_for(verify, cert)}
+        return host, trust
+
+    def cert_verify(self, conn: Any, url: str, verify: Any, cert: Any) -> None:
+        """Nothing to set: the pool that was found by these settings has their context."""
+
+
+def _timeouts(timeout: Any, exchange: Exchange) -> Any:
+    """The client's timeout, its part for reading replaced if that is set, all of it capped by the deadline."""
+    if exchange.read_timeout_s is None and exchange.deadline is None:
+        return timeout
+    if isinstance(timeout, Timeout):
+        connect_s, read_s = timeout.connect_timeout, timeout.read_timeout
+    else:
+        connect_s, read_s = timeout if isinstance(timeout, tuple) else (timeout, timeout)
+    if exchange.read_timeout_s is not None:
+        read_s = exchange.read_timeout_s
+    if exchange.deadline is not None:
+        left_s = max(exchange.deadline - time.monotonic(), 0.001)  # 0 would mean "do not block"
+        connect_s, read_s = _least(connect_s, left_s), _least(read_s, left_s)
+    return connect_s, read_s
+
+
+def _least(timeout_s: Any, left_s: float) -> float:
+    return min(timeout_s, left_s) if isinstance(timeout_s, (int, float)) else left_s
+
+
 def _is_plain(adapter: BaseAdapter) -> bool:
     """Whether the shared adapter does exactly what this one would."""
-    return (
-        type(adapter) is HTTPAdapter and adapter.max_retries.total == 0 and adapter.max_retries.read is False
-    )
-
-
-def _with_successor(request: requests.PreparedRequest) -> requests.PreparedRequest:
-    """The request, or a copy in which a retired model is replaced by what it was."""
-    body = request.body.encode() if isinstance(request.body, str) else request.body
-    if not isinstance(body, bytes) or not any(name.encode() in body for name in _RETIRED):
-        return request
-    try:
-        fields = json.loads(body)
-    except ValueError:
-        return request
-    model = fields.get("model") if isinstance(fields, dict) else None
-    if not isinstance(model, str) or model not in _RETIRED:
-        return request
-    if model not in _told:
-        _told.add(model)
-        _logger.warning(
-            "model %s is retired: it goes out as %s with thinking %s", model, _SUCCESSOR, _RETIRED[model]
-        )
-    fields["model"] = _SUCCESSOR
-    fields.setdefault("thinking", {"type": _RETIRED[model]})
-    request = request.copy()
-    request.body = json.dumps(fields).encode()
-    request.headers["Content-Length"] = str(len(request.body))
-    return request
+    if type(adapter) is not HTTPAdapter or vars(adapter).keys() != vars(_shared_adapter()).keys():
+        return False  # of another class, or with a method replaced on the instance
+    retries, manager = adapter.max_retries, adapter.poolmanager
+    options = {name: value for name, value in manager.connection_pool_kw.items() if name != "maxsize"}
+    is_stock = type(manager) is PoolManager and options == {"block": False}  # no pinning, no limit of its own
+    return is_stock and retries.total == 0 and retries.read is False
 
 
 _lock = threading.Lock()
@@ -125,7 +155,7 @@ def _shared_adapter() -> HTTPAdapter:
     if _adapter is None:
         with _lock:
             if _adapter is None:
-                _adapter = HTTPAdapter(pool_connections=_HOSTS, pool_maxsize=_CONNECTIONS)
+                _adapter = _SharedAdapter(pool_connections=_HOSTS, pool_maxsize=_CONNECTIONS)
     return _adapter
 
 

@@ -53,7 +53,12 @@ TABLE = [
     row(1, "deepseek_client.client", "requests"),
     row(1, "deepseek_client.exchange", "", {0}),
     row(1, "deepseek_client.replies", "requests", {0, "deepseek_client.exchange"}),
-    row(1, "deepseek_client.transport", "requests urllib3", {0, "deepseek_client.exchange"}),
+    row(1, "deepseek_client.transport", "requests urllib3",
+        {0, *(f"deepseek_client.{name}" for name in ("connections", "environment", "exchange", "models", "tls"))}),
+    row(1, "deepseek_client.connections", "urllib3", {"deepseek_client.exchange"}),
+    row(1, "deepseek_client.environment", "requests", {"deepseek_client.exchange"}),
+    row(1, "deepseek_client.models", "requests"),
+    row(1, "deepseek_client.tls", "requests urllib3", {"deepseek_client.exchange"}),
     row(1, "deepseek_client.metrics", "prometheus_client", {0}),
     *(
         row(1, f"deepseek_client.sandbox{module}", "aiohttp", {"deepseek_client.sandbox.*"})

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import threading
 import time
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+from blocking import Blocked, entered
 
-from deepseek_client import DeadlineExceeded, Overloaded, WorkerPool, events
-from deepseek_client.calls import call_async, call_here, in_turns, returned_or_raised
+from deepseek_client import DeadlineExceeded, Overloaded, Settings, WorkerPool, events
+from deepseek_client.calls import Caller, in_turns
 from deepseek_client.exchange import Exchange
-
-GIVE_UP_S = 5.0
+from deepseek_client.replies import returned_or_raised
 
 
 @pytest.fixture
@@ -30,24 +31,31 @@ def pool():
     made.close()
 
 
-def soon() -> float:
-    return time.monotonic() + GIVE_UP_S
+def caller(pool: WorkerPool | None = None, **methods: Any) -> Caller:
+    return Caller(SimpleNamespace(**methods), pool, Settings(max_workers=1, queue_limit=0))
 
 
 async def test_a_call_on_the_pool_is_reported(pool, reports):
     """A success is reported once, with its method, its mode and both durations."""
-    exchange = Exchange("chat", lambda prompt, *, loud: prompt.upper() if loud else prompt)
-    result = await call_async(pool, exchange, returned_or_raised, soon(), ("hi",), {"loud": True})
-    assert result == "HI"
+    calls = caller(pool, chat=lambda prompt, *, loud: prompt.upper() if loud else prompt)
+    assert await calls.on_pool(returned_or_raised, calls.until(), "chat", "hi", loud=True) == "HI"
     (report,) = reports
     assert (report.method, report.mode, report.error) == ("chat", "async", None)
     assert report.waited_s >= 0
     assert report.ran_s >= 0
 
 
+async def test_a_method_may_have_any_parameters(pool):
+    """Parameters that are called as ours are still reach the client's method."""
+    calls = caller(pool, post=lambda **given: given)
+    given = {"method": "GET", "deadline": 3, "judge": 1, "self": 2, "fn": 4}
+    assert await calls.on_pool(returned_or_raised, calls.until(), "post", **given) == given
+
+
 def test_a_call_in_the_own_thread_is_reported(reports):
     """A call in its caller's thread has the mode "sync"."""
-    assert call_here(Exchange("parse", int), returned_or_raised, soon(), ("7",)) == 7
+    calls = caller(parse=int)
+    assert calls.here(returned_or_raised, calls.until(), "parse", "7") == 7
     assert [(report.method, report.mode, report.error) for report in reports] == [("parse", "sync", None)]
 
 
@@ -62,45 +70,43 @@ def test_a_failure_is_reported_by_its_code(reports, error, code):
     def judge(exchange: Exchange) -> None:
         raise error
 
+    calls = caller(chat=int)
     with pytest.raises(type(error)):
-        call_here(Exchange("chat", int), judge, soon(), ())
+        calls.here(judge, calls.until(), "chat")
     assert [report.error for report in reports] == [code]
 
 
 async def test_a_refused_call_is_reported(pool, reports):
     """A call that never started is reported too, with no time run."""
-    entered, gate = threading.Event(), threading.Event()
-
-    def block() -> None:
-        entered.set()
-        assert gate.wait(GIVE_UP_S)
-
-    running = asyncio.ensure_future(pool.run(block))
-    assert await asyncio.to_thread(entered.wait, GIVE_UP_S)
+    blocked = Blocked()
+    running = asyncio.ensure_future(pool.run(blocked))
+    await entered(blocked)
+    calls = caller(pool, chat=int)
     with pytest.raises(Overloaded):
-        await call_async(pool, Exchange("chat", int), returned_or_raised, soon(), (), {})
-    gate.set()
+        await calls.on_pool(returned_or_raised, calls.until(), "chat")
+    blocked.gate.set()
     await running
     assert [(report.error, report.ran_s) for report in reports] == [("overloaded", 0.0)]
 
 
 async def test_a_cancelled_call_is_reported(pool, reports):
     """A call whose task is cancelled is reported as "cancelled"."""
-    entered, gate = threading.Event(), threading.Event()
-
-    def block() -> None:
-        entered.set()
-        assert gate.wait(GIVE_UP_S)
-
-    task = asyncio.ensure_future(
-        call_async(pool, Exchange("chat", block), returned_or_raised, soon(), (), {})
-    )
-    assert await asyncio.to_thread(entered.wait, GIVE_UP_S)
+    blocked = Blocked()
+    calls = caller(pool, chat=blocked)
+    task = asyncio.ensure_future(calls.on_pool(returned_or_raised, calls.until(), "chat"))
+    await entered(blocked)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    gate.set()
+    blocked.gate.set()
     assert [report.error for report in reports] == ["cancelled"]
+
+
+def test_the_deadline_is_the_settings(monkeypatch):
+    """A call that starts now is over after LLM_DEADLINE_S, or after its own deadline_s, zero included."""
+    monkeypatch.setattr(time, "monotonic", lambda: 1000.0)
+    calls = Caller(None, None, Settings(deadline_s=7.0))
+    assert (calls.until(), calls.until(3.0), calls.until(0.0)) == (1007.0, 1003.0, 1000.0)
 
 
 async def test_turns_keep_the_order_and_the_width():

@@ -61,7 +61,7 @@ def default_of(variable):
                 return (
                     f"{default:g}"
                     if isinstance(default, float)
-                    else str(int(default) if default is True else default)
+                    else str({True: 1, None: ""}.get(default, default))
                 )
     raise AssertionError(f"no probe changes what {variable} sets: add one that does to PROBES")
 

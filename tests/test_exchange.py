@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import threading
 
+import pytest
+
 from deepseek_client.exchange import Exchange, current
+
+
+def kept(exchange: Exchange) -> None:
+    """A judge that lets the exchange speak for itself."""
 
 
 def test_the_result_is_kept():
     """An exchange keeps what its method returned, and when it began and ended."""
-    exchange = Exchange("double", lambda number: 2 * number)
-    exchange(21)
+    exchange = Exchange("double", lambda: 42, kept)
+    exchange()
     assert exchange.result == 42
     assert exchange.raised is None
     assert exchange.began is not None
@@ -19,28 +25,43 @@ def test_the_result_is_kept():
 
 
 def test_an_exception_is_kept_and_not_raised():
-    """An exchange never raises what its method raised: its owner judges."""
+    """An exchange does not raise what its method raised: that is the judge's to decide."""
 
     def fail() -> None:
         raise LookupError("x")
 
-    exchange = Exchange("fail", fail)
+    exchange = Exchange("fail", fail, kept)
     exchange()
     assert isinstance(exchange.raised, LookupError)
     assert exchange.result is None
 
 
+def test_the_judge_decides():
+    """What the judge returns or raises is the outcome; it sees the ended exchange and runs in its thread."""
+
+    def judge(exchange: Exchange) -> str:
+        assert exchange.ended is not None
+        if exchange.raised is not None:
+            raise exchange.raised
+        return f"{exchange.result} in {threading.current_thread().name}"
+
+    own = threading.current_thread().name
+    assert Exchange("x", lambda: "done", judge)() == f"done in {own}"
+    with pytest.raises(ZeroDivisionError):
+        Exchange("x", lambda: 1 // 0, judge)()
+
+
 def test_code_inside_finds_its_exchange():
     """current() is the exchange inside the method, also nested, and None before and after."""
     seen: list[Exchange | None] = []
-    inner = Exchange("inner", lambda: seen.append(current()))
+    inner = Exchange("inner", lambda: seen.append(current()), kept)
 
     def look() -> None:
         seen.append(current())
         inner()
         seen.append(current())
 
-    outer = Exchange("outer", look)
+    outer = Exchange("outer", look, kept)
     assert current() is None
     outer()
     assert current() is None
@@ -50,8 +71,8 @@ def test_code_inside_finds_its_exchange():
 def test_an_unrecorded_exchange_is_invisible():
     """With record=False the outcome is kept, but the transport finds no exchange, not even an outer one."""
     seen: list[Exchange | None] = []
-    inner = Exchange("inner", lambda: seen.append(current()), record=False)
-    Exchange("outer", inner)()
+    inner = Exchange("inner", lambda: seen.append(current()), kept, record=False)
+    Exchange("outer", inner, kept)()
     assert seen == [None]
     assert inner.ended is not None
 
@@ -65,16 +86,16 @@ def test_other_threads_do_not_see_it():
         thread.start()
         thread.join()
 
-    Exchange("start", start)()
+    Exchange("start", start, kept)()
     assert seen == [None]
 
 
 def test_only_the_last_request_counts():
     """A further request forgets what was known of the one before."""
-    exchange = Exchange("x", int)
-    exchange.begin_request()
+    exchange = Exchange("x", int, kept)
+    exchange.begin_request("/one")
     exchange.status, exchange.error, exchange.body = 500, OSError(), b"x"
     exchange.retry_after = "3"
-    exchange.begin_request()
-    assert exchange.requests == 2
+    exchange.begin_request("/two")
+    assert (exchange.requests, exchange.path) == (2, "/two")
     assert (exchange.status, exchange.error, exchange.body, exchange.retry_after) == (None, None, None, None)

@@ -132,7 +132,7 @@ class TestAnyClient:
             pass
         with pytest.raises(PoolClosed):
             await facade.add_async(1)
-        assert await AsyncFacade(Plain(), pool=facade._pool).add_async(1) == 1
+        assert await AsyncFacade(Plain(), pool=facade._caller.pool).add_async(1) == 1
 
     def test_the_repr_names_the_client_and_no_key(self):
         """A facade's repr says what it wraps; it holds no key."""
@@ -197,7 +197,7 @@ class TestConstruction:
         monkeypatch.setenv("LLM_DEADLINE_S", "3")
         client = AsyncDeepSeekClient()
         assert client.api_key == "sk-env"
-        assert client._settings.deadline_s == 3.0
+        assert client._caller.settings.deadline_s == 3.0
 
     def test_an_unknown_error_mode_is_refused(self):
         """A typing error in `errors` is named."""
@@ -216,7 +216,7 @@ FAULTS = [
     ({"fault": "status", "status": 500}, UpstreamUnavailable),
     ({"fault": "status", "status": 503}, UpstreamUnavailable),
     ({"fault": "reset_before_reply"}, ConnectionFailed),
-    ({"fault": "close_before_reply"}, ConnectionFailed),
+    ({"fault": "close_before_reply", "times": 2}, ConnectionFailed),
     ({"fault": "reset_in_body"}, ConnectionFailed),
     ({"fault": "cut_body"}, ConnectionFailed),
     ({"fault": "html"}, BadReply),

@@ -9,13 +9,12 @@ import gc
 import threading
 import time
 import weakref
-from typing import Any
 
 import pytest
 from blocking import Blocked, Deaf, counts, entered, until
 
 from deepseek_client import DeadlineExceeded, Overloaded, PoolClosed, WorkerPool
-from deepseek_client.pool import close_default_pools, default_pool, run_here
+from deepseek_client.pool import close_default_pools, default_pool
 
 GIVE_UP_S = 5.0
 
@@ -304,55 +303,14 @@ def test_a_pool_needs_workers(workers, queue_limit):
         WorkerPool(workers, queue_limit)
 
 
-def test_the_default_pool_is_one_per_size():
-    """The process-wide pool is the same object at each request, and a new one after it was closed."""
+async def test_the_default_pool_is_one_per_size(monkeypatch):
+    """The process-wide pool is the same object at each request; once closed it refuses, and none takes its place."""
+    monkeypatch.setattr("deepseek_client.pool._defaults", {})
     pool = default_pool(3, 7)
     assert default_pool(3, 7) is pool
+    assert default_pool(3, 8) is not pool
     assert pool.stats()["workers"] == 3
     assert pool.stats()["queue_limit"] == 7
     close_default_pools()
-    assert default_pool(3, 7) is not pool
-
-
-class TestRunHere:
-    """run_here: the same deadline without a pool."""
-
-    def test_it_runs_in_the_callers_thread(self):
-        """The function runs in the calling thread and its result comes back."""
-        assert run_here(threading.get_ident) == threading.get_ident()
-        assert run_here(int, "7", deadline=time.monotonic() + GIVE_UP_S) == 7
-
-    def test_a_deadline_aborts_it(self):
-        """A blocked call in the caller's own thread is aborted from outside at the deadline."""
-        blocked = Blocked()
-        with pytest.raises(DeadlineExceeded):
-            run_here(blocked, deadline=time.monotonic() + 0.05)
-        assert blocked.reason == "deadline"
-
-    def test_a_passed_deadline_starts_nothing(self):
-        """A call whose time is over is not made."""
-        blocked = Blocked()
-        with pytest.raises(DeadlineExceeded):
-            run_here(blocked, deadline=time.monotonic())
-        assert not blocked.entered.is_set()
-
-    def test_a_call_in_time_leaves_no_timer(self):
-        """The timer of a call that ended in time is cancelled."""
-        before = threading.active_count()
-        blocked = Blocked()
-        blocked.gate.set()
-        assert run_here(blocked, deadline=time.monotonic() + 3600) == "let go"
-        for thread in threading.enumerate():
-            if isinstance(thread, threading.Timer):
-                thread.join(GIVE_UP_S)
-        assert threading.active_count() <= before
-        assert blocked.reason is None
-
-    def test_what_it_raises_arrives(self):
-        """An exception of the function passes."""
-
-        def fail() -> Any:
-            raise LookupError("x")
-
-        with pytest.raises(LookupError, match="x"):
-            run_here(fail, deadline=time.monotonic() + GIVE_UP_S)
+    with pytest.raises(PoolClosed):
+        await default_pool(3, 7).run(int)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
+from contextlib import suppress
 
 import pytest
-from blocking import Blocked, counts, entered, in_child
+from blocking import Blocked, Deaf, counts, entered, in_child, until
 
-from deepseek_client import DeadlineExceeded, WorkerPool
+from deepseek_client import DeadlineExceeded, Overloaded, WorkerPool
 
 GIVE_UP_S = 5.0
 
@@ -62,6 +63,68 @@ async def test_nested_calls_run_no_more_at_once_than_there_are_workers():
     await pool.run(lambda: asyncio.run(ten()))
     assert at_once == [1] * 10
     assert counts(pool) == (0, 0)
+    pool.close()
+
+
+async def test_a_nested_call_that_was_given_up_keeps_the_outer_slot():
+    """A deaf nested call whose waiter left still runs: the outer call's slot stays taken until it ends."""
+    pool = WorkerPool(workers=1, queue_limit=0)
+    deaf = Deaf()
+
+    def outer() -> None:
+        with suppress(DeadlineExceeded):
+            asyncio.run(pool.run(deaf, deadline=time.monotonic() + 0.05))
+
+    call = asyncio.ensure_future(pool.run(outer))
+    await entered(deaf)
+    with pytest.raises(Overloaded):
+        await pool.run(int)
+    assert counts(pool) == (1, 0)
+    deaf.gate.set()
+    await call
+    assert counts(pool) == (0, 0)
+    pool.close()
+
+
+@pytest.mark.parametrize("way", ["another loop", "another pool"])
+async def test_a_nested_call_is_known_by_what_it_belongs_to(way):
+    """A call that reaches the full pool through another event loop or another pool does not wait for itself."""
+    pool, other = WorkerPool(workers=1, queue_limit=10), WorkerPool(workers=1, queue_limit=10)
+    loop = asyncio.get_running_loop()
+
+    def over_another_loop() -> int:
+        return asyncio.run_coroutine_threadsafe(pool.run(int, "7"), loop).result(GIVE_UP_S)
+
+    def over_another_pool() -> int:
+        return asyncio.run(other.run(lambda: asyncio.run(pool.run(int, "7"))))
+
+    outer = over_another_loop if way == "another loop" else over_another_pool
+    assert await pool.run(outer, deadline=time.monotonic() + GIVE_UP_S) == 7
+    pool.close()
+    other.close()
+
+
+async def test_code_that_outlives_its_call_is_not_nested():
+    """A task started in a call that has ended waits in the queue like everybody."""
+    pool = WorkerPool(workers=1, queue_limit=1)
+    started: list[asyncio.Future[int]] = []
+    loop, blocked, go_on = asyncio.get_running_loop(), Blocked(), asyncio.Event()
+
+    async def later() -> int:
+        await go_on.wait()
+        return await pool.run(int, "7")
+
+    def start() -> None:
+        started.append(asyncio.run_coroutine_threadsafe(later(), loop))
+
+    await pool.run(start)
+    call = asyncio.ensure_future(pool.run(blocked))
+    await entered(blocked)
+    go_on.set()
+    await until(lambda: counts(pool) == (1, 1))
+    blocked.gate.set()
+    await call
+    assert await asyncio.wrap_future(started[0]) == 7
     pool.close()
 
 

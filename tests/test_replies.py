@@ -5,6 +5,7 @@ from __future__ import annotations
 import email.utils
 import json
 import time
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,14 +16,18 @@ from deepseek_client import (
     BadReply,
     ConfigError,
     ConnectionFailed,
+    DeadlineExceeded,
     InsufficientBalance,
+    InvalidRequest,
+    PoolClosed,
     RateLimited,
     UpstreamRejected,
     UpstreamUnavailable,
 )
 from deepseek_client.exchange import Exchange
-from deepseek_client.replies import blank_result, failure_of, outcome_of, usage_of
+from deepseek_client.replies import blank_result, check_text, failure_of, outcome_of, returned_or_raised
 
+CLIENT = SimpleNamespace(api_key="sk-test", base_url="https://api.example.test")
 UNKNOWN = {"intent": "unknown", "slots": {}, "allowed": True, "reason": ""}
 
 
@@ -30,8 +35,9 @@ def finished(
     method: str = "chat", result: Any = None, raised: Exception | None = None, **wire: Any
 ) -> Exchange:
     """An exchange that has run, as the transport would leave it."""
-    exchange = Exchange(method, str)
+    exchange = Exchange(method, str, returned_or_raised)
     exchange.requests = 1 if wire else 0
+    exchange.path = "/v1/chat/completions"
     exchange.result, exchange.raised = result, raised
     for name, value in wire.items():
         setattr(exchange, name, value)
@@ -67,7 +73,7 @@ def test_the_status_classifies(status, kind):
     body = b'{"error": {"code": "invalid_request_error", "message": "key ****1234"}}'
     exchange = finished(result={"text": "all is well"}, status=status, body=body)
     with pytest.raises(kind) as caught:
-        outcome_of(exchange)
+        outcome_of(exchange, CLIENT)
     assert f"HTTP {status}" in str(caught.value)
     assert "1234" not in str(caught.value)
 
@@ -128,7 +134,7 @@ def test_retry_after_in_seconds(monkeypatch, header, seconds):
 def test_a_good_chat_is_what_the_client_returned():
     """With a usable reply on the wire the client's own result is the outcome."""
     result = {"text": "你好"}
-    assert outcome_of(finished(result=result, status=200, body=completion("你好"))) is result
+    assert outcome_of(finished(result=result, status=200, body=completion("你好")), CLIENT) is result
 
 
 @pytest.mark.parametrize(
@@ -160,13 +166,13 @@ def test_a_200_without_an_answer_is_a_bad_reply(method, body):
     """Status 200 is no success when the body holds no answer, whatever the client made of it."""
     exchange = finished(method, result=blank_result(method), status=200, body=body)
     with pytest.raises(BadReply):
-        outcome_of(exchange)
+        outcome_of(exchange, CLIENT)
 
 
 def test_blank_lines_before_the_reply_are_no_fault():
     """The API's keep-alive lines before the JSON do not spoil it."""
     exchange = finished(result={"text": "hi"}, status=200, body=b"\n\n" + completion("hi"))
-    assert outcome_of(exchange) == {"text": "hi"}
+    assert outcome_of(exchange, CLIENT) == {"text": "hi"}
 
 
 @pytest.mark.parametrize(
@@ -176,7 +182,7 @@ def test_blank_lines_before_the_reply_are_no_fault():
 def test_a_fenced_parse_reply_is_understood(content):
     """A JSON object in a Markdown fence, which the legacy client takes for "unknown", is the outcome."""
     exchange = finished("parse", result=dict(UNKNOWN), status=200, body=completion(content))
-    assert outcome_of(exchange) == {**UNKNOWN, "intent": "talk"}
+    assert outcome_of(exchange, CLIENT) == {**UNKNOWN, "intent": "talk"}
 
 
 @pytest.mark.parametrize("content", ["我不知道", "[1]", '"talk"', "```\n```", "```", "``````", "{"])
@@ -184,59 +190,123 @@ def test_a_parse_reply_that_is_no_object_is_a_bad_reply(content):
     """A parse reply must hold a JSON object."""
     exchange = finished("parse", result=dict(UNKNOWN), status=200, body=completion(content))
     with pytest.raises(BadReply):
-        outcome_of(exchange)
+        outcome_of(exchange, CLIENT)
 
 
 def test_an_honest_unknown_is_a_success():
     """A model that answers "unknown" is believed, with its own reason."""
     content = '{"intent": "unknown", "slots": {}, "allowed": true, "reason": ""}'
     exchange = finished("parse", result=dict(UNKNOWN), status=200, body=completion(content))
-    assert outcome_of(exchange) == UNKNOWN
+    assert outcome_of(exchange, CLIENT) == UNKNOWN
 
 
 @pytest.mark.parametrize("method", ["chat", "parse"])
-def test_a_call_that_never_left_is_a_config_error(method):
-    """A blank result with nothing on the wire means that nothing was sent."""
-    with pytest.raises(ConfigError, match="Nothing was sent"):
-        outcome_of(finished(method, result=blank_result(method)))
+@pytest.mark.parametrize(
+    ("client", "sentence"),
+    [
+        (SimpleNamespace(api_key="", base_url="https://x"), "the API key is missing"),
+        (SimpleNamespace(api_key="sk\n", base_url="https://x"), "the API key is missing or has characters"),
+        (SimpleNamespace(api_key="sk", base_url="nonsense"), "the base URL is not an address"),
+    ],
+    ids=["no key", "odd key", "odd address"],
+)
+def test_a_call_that_could_not_leave_is_a_config_error(method, client, sentence):
+    """A blank result with nothing on the wire, from a client that cannot send, says what it lacks."""
+    with pytest.raises(ConfigError, match=f"Nothing was sent: {sentence}"):
+        outcome_of(finished(method, result=blank_result(method)), client)
 
 
-def test_a_client_that_says_so_itself_is_a_config_error():
-    """The ValueError of a missing key, or of an address that is none, is a ConfigError."""
-    raised = ValueError("API key not configured")
-    with pytest.raises(ConfigError) as caught:
-        outcome_of(finished(raised=raised))
-    assert caught.value.__cause__ is raised
+@pytest.mark.parametrize(
+    ("raised", "kind"),
+    [
+        (None, ConnectionFailed),
+        (requests.ConnectTimeout(), ConnectionFailed),
+        (requests.exceptions.MissingSchema(), ConfigError),
+        (ZeroDivisionError(), ZeroDivisionError),
+    ],
+    ids=["swallowed", "of requests", "unbuildable", "a defect"],
+)
+def test_a_call_that_did_not_leave_although_it_could(raised, kind):
+    """With key and address in place, a call that sent nothing failed below the client (a mock, say) or in it."""
+    with pytest.raises(kind):
+        outcome_of(finished(result={"text": ""}, raised=raised), CLIENT)
+
+
+@pytest.mark.parametrize("text", [None, 7, b"bytes", ["list"]])
+def test_what_is_asked_must_be_a_text(text):
+    """A prompt of another type is refused by its value: the legacy client would swallow the mistake."""
+    with pytest.raises(InvalidRequest, match=r"The text of chat is .*: need a str"):
+        check_text("chat", text)
+    check_text("chat", "")
+
+
+@pytest.mark.parametrize("body", [b'{"answer": "hi"}', b"plain text", b"[1]"])
+def test_a_client_of_another_api_is_believed(body):
+    """A client whose last request was not for a completion, and which found an answer, is right."""
+    exchange = finished(result={"text": "hi"}, status=200, body=body, path="/v2/answers")
+    assert outcome_of(exchange, CLIENT) == {"text": "hi"}
+
+
+def test_a_client_of_another_api_that_found_nothing_is_judged():
+    """The same client with nothing to show for a refusal is not believed."""
+    exchange = finished(result={"text": ""}, status=503, path="/v2/answers")
+    with pytest.raises(UpstreamUnavailable):
+        outcome_of(exchange, CLIENT)
+
+
+@pytest.mark.parametrize(
+    ("status", "kind"), [(402, InsufficientBalance), (429, RateLimited), (401, AuthenticationFailed)]
+)
+def test_a_refusal_with_a_broken_body_is_still_that_refusal(status, kind):
+    """The status classifies also when the error's own body was cut; the breakage is chained."""
+    error = requests.exceptions.ChunkedEncodingError()
+    failure = failure_of(finished(status=status, error=error, retry_after="7"))
+    assert type(failure) is kind
+    assert failure.retry_after_s == 7.0
+    assert failure.__cause__ is error
+
+
+@pytest.mark.parametrize(
+    ("reason", "kind"),
+    [("closing", PoolClosed), ("deadline", DeadlineExceeded), ("cancelled", DeadlineExceeded)],
+)
+def test_an_aborted_exchange_is_its_reason(reason, kind):
+    """What the abort itself broke on the wire is not blamed on the API."""
+    exchange = finished(status=200, error=requests.ConnectionError(), aborted=reason)
+    assert type(failure_of(exchange)) is kind
+
+
+def test_a_timeout_at_the_deadline_is_the_deadline():
+    """A read that the deadline cut short is DeadlineExceeded; one before it is ConnectionFailed."""
+    late = finished(error=requests.ReadTimeout(), deadline=10.0, ended=10.0)
+    early = finished(error=requests.ReadTimeout(), deadline=10.0, ended=9.0)
+    assert type(failure_of(late)) is DeadlineExceeded
+    assert type(failure_of(early)) is ConnectionFailed
 
 
 def test_a_client_without_requests_is_believed():
     """A client that does not use `requests` is taken at its word, success and exception."""
-    assert outcome_of(finished(result={"text": "from elsewhere"})) == {"text": "from elsewhere"}
+    assert outcome_of(finished(result={"text": "from elsewhere"}), CLIENT) == {"text": "from elsewhere"}
     with pytest.raises(ZeroDivisionError):
-        outcome_of(finished(raised=ZeroDivisionError()))
+        outcome_of(finished(raised=ZeroDivisionError()), CLIENT)
 
 
 def test_a_client_that_streams_is_believed():
     """When the client reads the body itself, its result counts."""
-    assert outcome_of(finished(result={"text": "streamed"}, status=200)) == {"text": "streamed"}
+    assert outcome_of(finished(result={"text": "streamed"}, status=200), CLIENT) == {"text": "streamed"}
 
 
 def test_a_defect_of_the_client_stays_what_it_is():
     """An exception of the client after a good reply is not dressed up as a failure of the API."""
     with pytest.raises(ZeroDivisionError):
-        outcome_of(finished(raised=ZeroDivisionError(), status=200, body=completion("hi")))
+        outcome_of(finished(raised=ZeroDivisionError(), status=200, body=completion("hi")), CLIENT)
 
 
 @pytest.mark.parametrize(
-    ("body", "usage"),
-    [
-        (completion("hi", usage={"total_tokens": 18}), {"total_tokens": 18}),
-        (completion("hi"), {}),
-        (completion("hi", usage=7), {}),
-        (b"<html>", {}),
-        (None, {}),
-    ],
+    ("more", "usage"), [({"usage": {"total_tokens": 18}}, {"total_tokens": 18}), ({}, {}), ({"usage": 7}, {})]
 )
-def test_usage(body, usage):
+def test_usage(more, usage):
     """The token counts are those of the reply, and none where it has none."""
-    assert usage_of(finished(status=200, body=body)) == usage
+    exchange = finished(result={"text": "hi"}, status=200, body=completion("hi", **more))
+    outcome_of(exchange, CLIENT)
+    assert exchange.usage == usage

@@ -9,6 +9,7 @@ TABLE = [
     ("LLM_MAX_WORKERS", "max_workers", 5, "7", 7),
     ("LLM_QUEUE_LIMIT", "queue_limit", 100, "0", 0),
     ("LLM_DEADLINE_S", "deadline_s", 25.0, "0.5", 0.5),
+    ("LLM_READ_TIMEOUT_S", "read_timeout_s", None, "0.5", 0.5),
     ("LLM_BATCH_LIMIT", "batch_limit", 100, "3", 3),
     ("LLM_PROMPT_LIMIT", "prompt_limit", 20000, "9", 9),
     ("USE_ASYNC_DEEPSEEK", "use_async", True, "0", False),

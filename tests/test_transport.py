@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import http.server
 import json
 import logging
@@ -18,7 +19,7 @@ import responses
 from requests.adapters import HTTPAdapter
 from requests.auth import HTTPDigestAuth
 
-from deepseek_client import transport
+from deepseek_client import models, transport
 from deepseek_client.exchange import Exchange
 
 GIVE_UP_S = 5.0
@@ -31,9 +32,8 @@ def installed() -> None:
 
 
 def exchanged(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Exchange:
-    exchange = Exchange("x", function)
-    exchange(*args, **kwargs)
-    return exchange
+    """The exchange of one call of the function, after it ended."""
+    return Exchange("x", functools.partial(function, *args, **kwargs), lambda exchange: exchange)()
 
 
 def ask(url: str, model: str = "deepseek-flash") -> requests.Response:
@@ -161,7 +161,7 @@ class TestRecord:
     @pytest.mark.parametrize("fault", ["reset_before_reply", "close_before_reply"])
     def test_no_reply(self, sandbox, fault):
         """A connection that ends before the reply is an error without a status."""
-        sandbox.script([{"fault": fault}])
+        sandbox.script([{"fault": fault, "times": 2}])  # a kept connection that was closed is replaced once
         exchange = exchanged(ask, sandbox.url)
         assert exchange.status is None
         assert isinstance(exchange.error, requests.ConnectionError)
@@ -396,8 +396,8 @@ class TestRetiredModels:
 
     def test_it_is_logged_once(self, sandbox, caplog, monkeypatch):
         """The replacement of a model is a warning, once per process."""
-        monkeypatch.setattr(transport, "_told", set())
-        with caplog.at_level(logging.WARNING, "deepseek_client.transport"):
+        monkeypatch.setattr(models, "_told", set())
+        with caplog.at_level(logging.WARNING, "deepseek_client.models"):
             for _ in range(3):
                 exchanged(ask, sandbox.url, "deepseek-chat")
         assert [record.getMessage() for record in caplog.records] == [

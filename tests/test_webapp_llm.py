@@ -334,8 +334,9 @@ def test_overload():
     assert served.get_json() == {"text": "沙盒已收到：「甲」"}
 
 
-def test_shutdown():
-    """shutdown() answers the calls in flight with 503 at once; the next call finds a new pool."""
+def test_shutdown(monkeypatch):
+    """shutdown() answers the calls in flight with 503 at once, and the calls after it too."""
+    monkeypatch.setattr("deepseek_client.pool._defaults", {})
     with running() as sandbox, ThreadPoolExecutor(1) as threads:
         sandbox.script([{"fault": "hang"}])
         app = create_app(Settings(api_key="sk-test", base_url=sandbox.url, max_workers=3))
@@ -347,7 +348,7 @@ def test_shutdown():
     message = "The service is shutting down."
     assert ended.get_json() == {"error": message, "code": "closing", "text": ""}
     assert ended.status_code == 503
-    assert following.status_code == 200
+    assert (following.status_code, following.get_json()["code"]) == (503, "closing")
 
 
 def test_requests_meet_in_the_pool():

@@ -58,7 +58,11 @@ FAULTS = {
     "502": (status_fault(502), UNAVAILABLE, "The API cannot answer the request (HTTP 502)."),
     "503": (status_fault(503), UNAVAILABLE, "The API cannot answer the request (HTTP 503)."),
     "504": (status_fault(504), UNAVAILABLE, "The API cannot answer the request (HTTP 504)."),
-    "close_before_reply": ({"fault": "close_before_reply"}, CUT, "The connection to the API failed."),
+    "close_before_reply": (
+        {"fault": "close_before_reply", "times": 2},
+        CUT,
+        "The connection to the API failed.",
+    ),
     "reset_before_reply": ({"fault": "reset_before_reply"}, CUT, "The connection to the API failed."),
     "cut_body": ({"fault": "cut_body"}, CUT, "The connection to the API failed."),
     "reset_in_body": ({"fault": "reset_in_body"}, CUT, "The connection to the API failed."),
@@ -195,7 +199,7 @@ def test_no_key(sandbox, path, body):
     client = create_app(Settings.from_env({"DEEPSEEK_BASE_URL": sandbox.url})).test_client()
     answer = client.post(f"/api/llm/{path}", json=body)
     assert answer.get_json() == {
-        "error": "Nothing was sent: the API key is missing, or the base URL is not an address.",
+        "error": "Nothing was sent: the API key is missing or has characters that no key has.",
         "code": "not_configured",
         "text": "",
     }

@@ -1,0 +1,186 @@
+"""urllib3's connections, which tell the exchange of their thread what it is blocked on."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import struct
+from http.client import RemoteDisconnected
+from typing import Any
+
+from urllib3 import HTTPConnectionPool, HTTPSConnectionPool
+from urllib3.connection import HTTPConnection, HTTPSConnection
+from urllib3.exceptions import ConnectTimeoutError, NameResolutionError, NewConnectionError
+from urllib3.util import Timeout
+from urllib3.util.connection import allowed_gai_family
+from urllib3.util.wait import wait_for_write
+
+from .exchange import Exchange, current
+
+__all__ = ["POOL_CLASSES"]
+
+
+class _Socket(socket.socket):
+    """A socket whose reads keep the deadline: the timeout of `requests` begins anew with each byte that drips."""
+
+    def recv_into(self, *args: Any) -> int:
+        exchange = current()
+        if exchange is not None:
+            exchange.keep_deadline(self)
+        return super().recv_into(*args)
+
+
+class _Watched(HTTPConnection):
+    """A connection that can be ended from outside in every phase.
+
+    Threads: one thread at a time uses it, as any urllib3 connection; Exchange.abort reaches it from others.
+    """
+
+    _exchange: Exchange | None = None  # whose request it carries
+    _used = False  # whether its socket has carried a request
+    _acknowledged: int | None = None  # of a reused connection: bytes that the peer had before this request
+
+    def _new_conn(self) -> socket.socket:
+        exchange = current()
+        if exchange is None:
+            return super()._new_conn()
+        timeout_s = Timeout.resolve_default_timeout(self.timeout)
+        try:
+            return _connect(
+                exchange, self._dns_host, self.port, timeout_s, self.source_address, self.socket_options
+            )
+        except socket.gaierror as exc:
+            raise NameResolutionError(self.host, self, exc) from exc
+        except TimeoutError as exc:
+            raise ConnectTimeoutError(self, f"{self.host} took no connection within {timeout_s} s") from exc
+        except OSError as exc:
+            raise NewConnectionError(self, f"cannot connect to {self.host}: {exc}") from exc
+
+    def request(self, *args: Any, **kwargs: Any) -> None:
+        self._exchange = exchange = current()
+        self._acknowledged = None
+        if exchange is not None and self.sock is not None:
+            exchange.block_on(_innermost(self.sock))
+            if self._used:
+                self._acknowledged = _acknowledged_bytes(self.sock)
+        self._used = True
+        super().request(*args, **kwargs)
+
+    def send(self, data: Any) -> None:
+        if self.sock is None and self.auto_open:
+            self.connect()
+        if self._exchange is not None:
+            self._exchange.sent = True
+            self._exchange.phase = "sending"
+        super().send(data)
+
+    def getresponse(self) -> Any:
+        if self._exchange is None:
+            return super().getresponse()
+        self._exchange.phase = "waiting"
+        is_reused = self._acknowledged is not None
+        try:
+            return super().getresponse()
+        except RemoteDisconnected:
+            # A clean end without one byte of a reply: the server closed it while it was idle (RFC 9112, 9.5).
+            self._exchange.stale = self._exchange.stale or is_reused
+            raise
+
+    def close(self) -> None:
+        self._used = False
+        exchange = self._exchange
+        if exchange is None or self.sock is None:
+            super().close()
+            return
+        if self._acknowledged is not None and self._acknowledged == _acknowledged_bytes(self.sock):
+            exchange.stale = True
+        with exchange.closing():
+            super().close()
+
+
+class _WatchedTLS(_Watched, HTTPSConnection):
+    """The same over TLS; tls.py's sockets tell of their handshake themselves."""
+
+
+class _WatchedPool(HTTPConnectionPool):
+    """Gives a connection back to everybody only after its exchange has let go of it."""
+
+    ConnectionCls = _Watched
+
+    def _put_conn(self, conn: Any) -> None:
+        exchange = getattr(conn, "_exchange", None)
+        if exchange is not None:
+            conn._exchange = None
+            if not exchange.let_go():
+                conn.close()
+        super()._put_conn(conn)
+
+
+class _WatchedTLSPool(_WatchedPool, HTTPSConnectionPool):
+    ConnectionCls = _WatchedTLS
+
+
+POOL_CLASSES = {"http": _WatchedPool, "https": _WatchedTLSPool}
+
+
+def _connect(
+    exchange: Exchange, host: str, port: int, timeout_s: float | None, source: Any, options: Any
+) -> socket.socket:
+    """A connected socket to the first address of the host that takes one, as socket.create_connection.
+
+    That one cannot be ended from outside: its socket is nobody's before it is connected.
+    """
+    error: OSError = OSError(f"the lookup of {host} gave no address")
+    for family, kind, protocol, _, address in socket.getaddrinfo(
+        host.strip("[]"), port, allowed_gai_family(), socket.SOCK_STREAM
+    ):
+        sock = None
+        try:
+            sock = _Socket(family, kind, protocol)
+            for option in options or ():
+                sock.setsockopt(*option)
+            if source:
+                sock.bind(source)
+            sock.setblocking(False)
+            code = sock.connect_ex(address)
+            # After connect_ex: a shutdown of a socket that does not connect yet would have no effect.
+            exchange.block_on(sock)
+            if code == errno.EINPROGRESS:
+                if not wait_for_write(sock, timeout_s):
+                    raise TimeoutError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT))
+                exchange.block_on(sock)
+                code = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+            if code:
+                raise OSError(code, os.strerror(code))
+            sock.settimeout(timeout_s)
+            return sock
+        except OSError as exc:
+            error = exc
+            if sock is not None:
+                with exchange.closing():
+                    sock.close()
+            if exchange.aborted is not None:
+                break
+    raise error
+
+
+def _innermost(sock: Any) -> socket.socket:
+    """The socket of the operating system; TLS inside of TLS, through an HTTPS proxy, has none of its own."""
+    inner: socket.socket = getattr(sock, "socket", sock)
+    return inner
+
+
+def _acknowledged_bytes(sock: Any) -> int | None:
+    """How many bytes the peer's machine has acknowledged on this connection; None where that is not told.
+
+    A peer that has closed a connection answers further bytes with a reset and acknowledges none of them, so an
+    unchanged number proves that it read nothing of a request, which may then safely be sent again.
+
+    Source: struct tcp_info of linux/tcp.h: tcpi_bytes_acked is the u64 at byte 120, since Linux 4.1.
+    """
+    try:
+        info = _innermost(sock).getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 128)
+        return int(struct.unpack_from("=Q", info, 120)[0])
+    except (AttributeError, OSError, struct.error):
+        return None
