@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from . import transport
-from .errors import DeadlineExceeded, DeepSeekError, PoolClosed
+from .errors import DeadlineExceeded, DeepSeekError, InvalidRequest, PoolClosed
 from .events import CallFinished, emit
 from .exchange import Exchange
 from .pool import WorkerPool, default_pool
@@ -43,7 +43,11 @@ class Caller:
 
     def until(self, deadline_s: float | None = None) -> float:
         """The moment on `time.monotonic()` at which a call that starts now is over; None means LLM_DEADLINE_S."""
-        return time.monotonic() + (self.settings.deadline_s if deadline_s is None else deadline_s)
+        if deadline_s is None:
+            deadline_s = self.settings.deadline_s
+        if not deadline_s >= 0:  # also for nan
+            raise InvalidRequest(f"deadline_s is {deadline_s!r}: need seconds, at least 0.")
+        return time.monotonic() + deadline_s
 
     @property
     def pool(self) -> WorkerPool:

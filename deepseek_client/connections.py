@@ -79,12 +79,13 @@ class _Watched(HTTPConnection):
         if self._exchange is None:
             return super().getresponse()
         self._exchange.phase = "waiting"
-        is_reused = self._acknowledged is not None
+        is_reused, sock = self._acknowledged is not None, self.sock
         try:
             return super().getresponse()
         except RemoteDisconnected:
             # A clean end without one byte of a reply: the server closed it while it was idle (RFC 9112, 9.5).
-            self._exchange.stale = self._exchange.stale or is_reused
+            if is_reused and not getattr(sock, "ended_unannounced", False):
+                self._exchange.stale = True
             raise
 
     def close(self) -> None:

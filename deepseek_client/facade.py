@@ -14,6 +14,7 @@ from .calls import Caller, in_turns
 from .client import DeepSeekClient
 from .errors import ConfigError, DeepSeekError
 from .exchange import Exchange
+from .models import RETIRED
 from .pool import WorkerPool
 from .replies import blank_result, check_text, outcome_of, returned_or_raised
 from .settings import Settings
@@ -116,6 +117,12 @@ class AsyncDeepSeekClient(AsyncFacade):
                 key  # where settings are given, a key of the environment must not reach their address
             )
             client.base_url = settings.base_url
+            if client.model in RETIRED and not settings.transport:
+                _logger.warning(
+                    "DEEPSEEK_TRANSPORT=0 sends the retired model %s as it is, which the API refuses: every call "
+                    "will come back blank; DEEPSEEK_MODEL names another",
+                    client.model,
+                )
         super().__init__(client, pool=pool, settings=settings)
         self._errors = errors
 

@@ -91,10 +91,12 @@ def outcome_of(exchange: Exchange, client: Any) -> Any:
     usage = (completion or {}).get("usage")
     exchange.usage = usage if isinstance(usage, dict) else {}
     content = _content_of(exchange.body, completion)
-    if exchange.method == "parse" and exchange.raised is None and exchange.result == blank:
-        data = _object_in(content)
-        return {name: data.get(name, value) for name, value in blank.items()}
-    return returned_or_raised(exchange)
+    if exchange.raised is not None:
+        raise exchange.raised
+    if exchange.method == "parse":
+        is_legacy = isinstance(exchange.result, dict) and exchange.result.keys() == blank.keys()
+        return _fields_of(_object_in(content), blank) if is_legacy else exchange.result
+    return {"text": content} if gave_nothing else exchange.result
 
 
 def returned_or_raised(exchange: Exchange) -> Any:
@@ -119,8 +121,10 @@ def _reason_unsent(client: Any, raised: Exception | None) -> Exception:
         failure = ConfigError("Nothing was sent: the base URL is not an address.")
     elif raised is not None and not isinstance(raised, (requests.RequestException, ValueError)):
         return raised  # a defect of the client
+    elif raised is not None:
+        failure = _failure_from(raised)
     else:
-        failure = _failure_from(raised or requests.ConnectionError())
+        failure = ConnectionFailed("Nothing was sent: the client failed before it reached the network.")
     failure.__cause__ = raised
     return failure
 
@@ -180,10 +184,27 @@ def _seconds_until(retry_after: str | None) -> float | None:
 def _json_object(text: bytes | str | None) -> dict[str, Any] | None:
     """The JSON object that the text is; None when it is something else."""
     try:
-        found = json.loads(text or "")
+        found = json.loads(text or "", parse_constant=_refuse)
     except (ValueError, RecursionError):
         return None
     return found if isinstance(found, dict) else None
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is not JSON")
+
+
+def _fields_of(data: dict[str, Any], blank: dict[str, Any]) -> dict[str, Any]:
+    """The fields of a parse result; null and absent ones as the legacy client has them.
+
+    Raises:
+        BadReply: a field is of another type: "no" as `allowed` would count as true.
+    """
+    fields = {name: value if data.get(name) is None else data[name] for name, value in blank.items()}
+    for name, value in fields.items():
+        if type(value) is not type(blank[name]):
+            raise BadReply(f"The API answered with an object whose {name} is of the wrong type.")
+    return fields
 
 
 def _content_of(body: bytes | None, completion: dict[str, Any] | None) -> str:
@@ -214,10 +235,8 @@ def _object_in(content: str) -> dict[str, Any]:
     Raises:
         BadReply: there is none.
     """
-    text = content.strip()
-    if text.startswith("```") and text.endswith("```") and "\n" in text:
-        text = text[text.index("\n") : -3]
-    data = _json_object(text)
+    fenced = re.search(r"```\w*\s*(\{.*\})\s*```", content, re.DOTALL)
+    data = _json_object(fenced[1] if fenced else content.strip("\ufeff \t\r\n"))
     if data is None:
         raise BadReply("The API answered with text that is not the JSON object that was asked for.")
     return data

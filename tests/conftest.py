@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import inspect
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
+from serving import Server
 
 from deepseek_client import Settings
 from deepseek_client.sandbox import RunningSandbox, SandboxConfig, running
@@ -53,3 +55,17 @@ def sandbox(shared_sandbox: RunningSandbox) -> RunningSandbox:
 def settings(sandbox: RunningSandbox) -> Settings:
     """Settings that send calls to the sandbox."""
     return Settings.from_env({"DEEPSEEK_API_KEY": "sk-test", "DEEPSEEK_BASE_URL": sandbox.url})
+
+
+@pytest.fixture
+def serve() -> Iterator[Callable[[Callable[[Any], None]], Server]]:
+    """Starts HTTP servers that answer by a function, and ends them with the test."""
+    servers: list[Server] = []
+
+    def start(answer: Callable[[Any], None]) -> Server:
+        servers.append(Server(answer))
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        server.close()

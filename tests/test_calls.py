@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from blocking import Blocked, entered
 
-from deepseek_client import DeadlineExceeded, Overloaded, Settings, WorkerPool, events
+from deepseek_client import DeadlineExceeded, InvalidRequest, Overloaded, Settings, WorkerPool, events
 from deepseek_client.calls import Caller, in_turns
 from deepseek_client.exchange import Exchange
 from deepseek_client.replies import returned_or_raised
@@ -162,3 +162,10 @@ async def test_the_first_failure_cancels_the_rest():
         await in_turns(call, range(10), 3, return_exceptions=False)
     assert cancelled == [1, 2]
     assert begun == [0, 1, 2]
+
+
+@pytest.mark.parametrize("deadline_s", [float("nan"), -1.0])
+def test_a_deadline_that_is_none_is_refused(deadline_s):
+    """A deadline in the past, or one that no moment can be compared with, is refused by its value."""
+    with pytest.raises(InvalidRequest, match=f"deadline_s is {deadline_s}: need seconds"):
+        caller().until(deadline_s)

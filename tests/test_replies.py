@@ -177,7 +177,14 @@ def test_blank_lines_before_the_reply_are_no_fault():
 
 @pytest.mark.parametrize(
     "content",
-    ['```json\n{"intent": "talk"}\n```', '```\n{"intent": "talk"}```', ' ```JSON\n{"intent": "talk"}\n```\n'],
+    [
+        '```json\n{"intent": "talk"}\n```',
+        '```\n{"intent": "talk"}```',
+        ' ```JSON\n{"intent": "talk"}\n```\n',
+        '```json {"intent": "talk"} ```',
+        '好的：\n```json\n{"intent": "talk"}\n```\n以上。',
+        '\ufeff{"intent": "talk"}',
+    ],
 )
 def test_a_fenced_parse_reply_is_understood(content):
     """A JSON object in a Markdown fence, which the legacy client takes for "unknown", is the outcome."""
@@ -191,6 +198,40 @@ def test_a_parse_reply_that_is_no_object_is_a_bad_reply(content):
     exchange = finished("parse", result=dict(UNKNOWN), status=200, body=completion(content))
     with pytest.raises(BadReply):
         outcome_of(exchange, CLIENT)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        '"intent": 1',
+        '"intent": NaN',
+        '"slots": []',
+        '"slots": {"a": Infinity}',
+        '"allowed": "no"',
+        '"allowed": 0',
+        '"reason": {}',
+    ],
+)
+def test_a_parse_field_of_the_wrong_type_is_a_bad_reply(fields):
+    """What would lie to a caller ("no" counts as true) or break its JSON (NaN) is not passed on."""
+    result = {**UNKNOWN, **json.loads(f"{{{fields}}}")}
+    exchange = finished("parse", result=result, status=200, body=completion(f"{{{fields}}}"))
+    with pytest.raises(BadReply):
+        outcome_of(exchange, CLIENT)
+
+
+def test_a_null_in_a_parse_reply_is_the_default():
+    """Models write null for what does not apply; it is read as if the field were absent."""
+    content = '{"intent": "talk", "slots": null, "allowed": null, "reason": null}'
+    result = {"intent": "talk", "slots": None, "allowed": None, "reason": None}
+    exchange = finished("parse", result=result, status=200, body=completion(content))
+    assert outcome_of(exchange, CLIENT) == {**UNKNOWN, "intent": "talk"}
+
+
+def test_an_answer_that_the_client_could_not_decode():
+    """A reply with a byte order mark, at which the legacy client fails, is read all the same."""
+    body = b"\xef\xbb\xbf" + completion("hi")
+    assert outcome_of(finished(result={"text": ""}, status=200, body=body), CLIENT) == {"text": "hi"}
 
 
 def test_an_honest_unknown_is_a_success():

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import functools
-import http.server
 import json
-import logging
 import os
 import socket
 import threading
 import traceback
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -18,92 +14,13 @@ import requests
 import responses
 from requests.adapters import HTTPAdapter
 from requests.auth import HTTPDigestAuth
+from serving import ask, exchanged, reply
 
-from deepseek_client import models, transport
+from deepseek_client import transport
 from deepseek_client.exchange import Exchange
 
 GIVE_UP_S = 5.0
 URL = "https://api.example.test/chat/completions"
-
-
-@pytest.fixture(autouse=True)
-def installed() -> None:
-    transport.install()
-
-
-def exchanged(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Exchange:
-    """The exchange of one call of the function, after it ended."""
-    return Exchange("x", functools.partial(function, *args, **kwargs), lambda exchange: exchange)()
-
-
-def ask(url: str, model: str = "deepseek-flash") -> requests.Response:
-    """One completion as a naive client asks for it."""
-    return requests.post(
-        f"{url}/chat/completions",
-        headers={"Authorization": "Bearer sk-test"},
-        json={"model": model, "messages": [{"role": "user", "content": "hi"}], "max_tokens": 50},
-        timeout=GIVE_UP_S,
-    )
-
-
-class Server:
-    """An HTTP server of one test: answers every request by `answer(handler)`, and keeps what came."""
-
-    def __init__(self, answer: Callable[[http.server.BaseHTTPRequestHandler], None]) -> None:
-        self.requests: list[tuple[str, dict[str, str]]] = []
-        self.connections = 0
-        outer = self
-
-        class Handler(http.server.BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-            timeout = GIVE_UP_S
-
-            def setup(self) -> None:
-                outer.connections += 1
-                super().setup()
-
-            def do_POST(self) -> None:
-                self.rfile.read(int(self.headers.get("Content-Length", 0)))
-                self.do_GET()
-
-            def do_GET(self) -> None:
-                outer.requests.append((self.path, dict(self.headers)))
-                answer(self)
-
-            def log_message(self, *args: Any) -> None:
-                pass
-
-        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._server.daemon_threads = True
-        self._server.block_on_close = False
-        self.url = f"http://127.0.0.1:{self._server.server_port}"
-        threading.Thread(target=self._server.serve_forever, args=(0.01,), daemon=True).start()
-
-    def close(self) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-
-
-@pytest.fixture
-def serve():
-    servers: list[Server] = []
-
-    def start(answer: Callable[[http.server.BaseHTTPRequestHandler], None]) -> Server:
-        servers.append(Server(answer))
-        return servers[-1]
-
-    yield start
-    for server in servers:
-        server.close()
-
-
-def reply(handler: Any, status: int = 200, body: bytes = b"{}", **headers: str) -> None:
-    handler.send_response(status)
-    for name, value in headers.items():
-        handler.send_header(name.replace("_", "-"), value)
-    handler.send_header("Content-Length", str(len(body)))
-    handler.end_headers()
-    handler.wfile.write(body)
 
 
 class TestConnections:
@@ -290,6 +207,20 @@ class TestAsRequestsDoesIt:
         assert used == [f"{server.url}/"]
         assert exchange.status == 200
 
+    @pytest.mark.parametrize("own", ["pinning", "limit", "send"])
+    def test_an_adapter_with_settings_of_its_own_is_used(self, serve, own):
+        """A plain adapter with a pinned certificate, a connection limit or a patched method is not replaced."""
+        adapter = HTTPAdapter(pool_block=own == "limit")
+        if own == "pinning":
+            adapter.init_poolmanager(1, 1, assert_fingerprint="00" * 32)
+        if own == "send":
+            adapter.send = adapter.send
+        server = serve(reply)
+        with requests.Session() as session:
+            session.mount("http://", adapter)
+            assert exchanged(session.get, server.url, timeout=GIVE_UP_S).status == 200
+            assert len(adapter.poolmanager.pools) == 1
+
     def test_an_adapter_with_retries_keeps_them(self, sandbox):
         """A plain adapter that was given retries is not replaced by one without."""
         sandbox.script([{"fault": "close_before_reply"}])
@@ -350,60 +281,6 @@ class TestNobodyElseNotices:
         monkeypatch.setattr(requests.Session, "get_adapter", requests.Session.get_adapter.__wrapped__)
         with responses.RequestsMock() as mock:
             mock.post(URL, status=500)
-            assert exchanged(requests.post, URL).status is None
-            transport.install()
+            unseen = Exchange("x", lambda: requests.post(URL), lambda exchange: exchange)
+            assert unseen().status is None
             assert exchanged(requests.post, URL).status == 500
-
-
-class TestRetiredModels:
-    """Models that the API refuses go out as what they were."""
-
-    @pytest.mark.parametrize(
-        ("model", "thinking"), [("deepseek-chat", "disabled"), ("deepseek-reasoner", "enabled")]
-    )
-    def test_a_retired_model_goes_out_as_its_successor(self, sandbox, model, thinking):
-        """A retired model is replaced, with thinking set as it was, and the API accepts it."""
-        assert exchanged(ask, sandbox.url, model).status == 200
-        sent = sandbox.stats()["last_request_body"]
-        assert (sent["model"], sent["thinking"]) == ("deepseek-flash", {"type": thinking})
-        assert sent["messages"] == [{"role": "user", "content": "hi"}]
-
-    def test_a_current_model_goes_out_as_it_is(self, sandbox):
-        """The bytes of a request with a current model are not touched."""
-        exchanged(ask, sandbox.url, "deepseek-v4-pro")
-        sent = sandbox.stats()["last_request_body"]
-        assert sent["model"] == "deepseek-v4-pro"
-        assert "thinking" not in sent
-
-    def test_thinking_that_the_client_sets_stays(self, sandbox):
-        """A client that says itself whether to think is not overruled."""
-        body = {"model": "deepseek-chat", "messages": [{"role": "user", "content": "x"}], "max_tokens": 2000}
-        body["thinking"] = {"type": "enabled"}
-        url = f"{sandbox.url}/chat/completions"
-        exchanged(requests.post, url, json=body, headers={"Authorization": "Bearer k"}, timeout=GIVE_UP_S)
-        assert sandbox.stats()["last_request_body"]["thinking"] == {"type": "enabled"}
-
-    @pytest.mark.parametrize(
-        "body",
-        ['{"model": "x", "about": "deepseek-chat"}', '["deepseek-chat"]', "deepseek-chat", '{"model": 1}'],
-    )
-    def test_other_bodies_are_left_alone(self, body):
-        """A body that merely mentions a retired model goes out byte by byte."""
-        with responses.RequestsMock() as mock:
-            mock.post(URL)
-            exchanged(requests.post, URL, data=body)
-            assert mock.calls[0].request.body in (body, body.encode())
-
-    def test_it_is_logged_once(self, sandbox, caplog, monkeypatch):
-        """The replacement of a model is a warning, once per process."""
-        monkeypatch.setattr(models, "_told", set())
-        with caplog.at_level(logging.WARNING, "deepseek_client.models"):
-            for _ in range(3):
-                exchanged(ask, sandbox.url, "deepseek-chat")
-        assert [record.getMessage() for record in caplog.records] == [
-            "model deepseek-chat is retired: it goes out as deepseek-flash with thinking disabled"
-        ]
-
-    def test_outside_of_exchanges_it_is_refused(self, sandbox):
-        """Other code that asks for a retired model gets the API's 400."""
-        assert ask(sandbox.url, "deepseek-chat").status_code == 400

@@ -1,13 +1,16 @@
 import bisect
+import gzip
 import io
 import json
 import sys
+from unittest.mock import Mock
 
 import pytest
+from flask import Request
 
-from deepseek_client import Settings
+from deepseek_client import InvalidRequest, Settings
 from webapp import create_app
-from webapp.bodies import BODY_LIMIT_BYTES
+from webapp.bodies import BODY_LIMIT_BYTES, object_from
 
 CHATS = [("POST", "/api/llm/chat"), ("GET", "/api/llm/chat"), ("POST", "/api/llm/chat/sync")]
 PARSES = [("POST", "/api/llm/parse"), ("POST", "/api/llm/parse/sync")]
@@ -400,3 +403,26 @@ def test_chinese_is_answered_as_chinese(client):
     """Answers hold Chinese as UTF-8 and not as escapes, and keep the order of their fields."""
     answer = client.post("/api/llm/chat", json={"prompt": "你好"})
     assert answer.data.decode().split(",")[0].strip() == '{"text":"沙盒已收到：「你好」"'
+
+
+@over(ALL)
+def test_a_compressed_body_is_refused(refused, route):
+    """A body that is compressed is refused by that, not by the bytes that it begins with."""
+    message = "The body is compressed (gzip): need it plain."
+    refused(route, gzip.compress(b'{"prompt": "x"}'), message, headers={"Content-Encoding": "gzip"})
+
+
+def test_a_body_whose_sender_stopped_is_refused():
+    """A body that gunicorn hands on shorter than its Content-Length is refused, although it is JSON."""
+    request = Request({"REQUEST_METHOD": "POST", "CONTENT_LENGTH": "100"})
+    request.get_data = Mock(return_value=b'{"prompt": "x"}')
+    with pytest.raises(InvalidRequest, match="The body ended after 15 of 100 bytes"):
+        object_from(request)
+
+
+def test_chunks_that_are_malformed_are_refused():
+    """What gunicorn raises for a malformed chunk is the sender's fault: InvalidRequest, no traceback."""
+    request = Request({"REQUEST_METHOD": "POST"})
+    request.get_data = Mock(side_effect=OSError("Invalid chunk size: 'zz'"))
+    with pytest.raises(InvalidRequest, match="The body cannot be read: its chunks are malformed"):
+        object_from(request)

@@ -416,3 +416,19 @@ def test_wrong_environment(monkeypatch):
     monkeypatch.setenv("LLM_MAX_WORKERS", "five")
     with pytest.raises(ConfigError, match="LLM_MAX_WORKERS='five': need a whole number from 1 to 1000"):
         create_app()
+
+
+def test_a_blank_answer_in_a_batch_is_no_success(sandbox):
+    """Without the transport a failed call shows only in its blank text: a batch does not count it as a success."""
+    env = {"DEEPSEEK_API_KEY": "k", "DEEPSEEK_BASE_URL": sandbox.url, "DEEPSEEK_TRANSPORT": "0"}
+    answer = (
+        create_app(Settings.from_env(env))
+        .test_client()
+        .post("/api/llm/batch", json={"requests": [{"prompt": "x"}]})
+    )
+    assert answer.get_json() == {
+        "results": [{"error": "The call failed; see the log.", "code": "bad_reply", "success": False}],
+        "total": 1,
+        "successful": 0,
+        "failed": 1,
+    }

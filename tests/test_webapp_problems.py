@@ -166,6 +166,7 @@ def test_failure_of_the_api_in_a_batch(client, sandbox, fault, expected, message
         pytest.param({}, "1", id="without"),
         pytest.param({"Retry-After": "7"}, "7", id="seconds"),
         pytest.param({"Retry-After": "0"}, "1", id="zero"),
+        pytest.param({"Retry-After": "9" * 20}, "3600", id="for_ever"),
         pytest.param({"Retry-After": "Wed, 21 Oct 2015 07:28:00 GMT"}, "1", id="date_in_the_past"),
         pytest.param({"Retry-After": "soon"}, "1", id="not_understood"),
         pytest.param({"Retry-After": "-5"}, "1", id="negative"),
@@ -333,3 +334,9 @@ def test_wrong_method(client, method, path, allowed):
         "text": "",
     }
     assert (answer.status_code, set(answer.allow)) == (405, allowed)
+
+
+def test_doubled_slashes_are_not_redirected(client):
+    """A path with doubled slashes is a 404, not a redirect that repeats whatever Host header came."""
+    answer = client.post("//api/llm//chat", json={"prompt": "x"}, headers={"Host": "evil.example"})
+    assert (answer.status_code, answer.get_json()["code"]) == (404, "not_found")

@@ -32,6 +32,7 @@ def create_app(settings: Settings | None = None) -> Flask:
     # One more than is allowed: Werkzeug cuts a body without Content-Length here and says nothing.
     app.config["MAX_CONTENT_LENGTH"] = BODY_LIMIT_BYTES + 1
     app.json = ReadableJson(app)
+    app.url_map.merge_slashes = False  # its redirect would repeat whatever Host header came
     app.extensions["llm_settings"] = settings
     app.extensions["llm_client"] = AsyncDeepSeekClient(settings=settings, errors="raise")
     SharedLoop(app)

@@ -52,9 +52,7 @@ def object_from(request: Request) -> dict[str, Any]:
         InvalidRequest: it is empty, not UTF-8, not JSON or not an object.
         RequestEntityTooLarge: it is larger than BODY_LIMIT_BYTES.
     """
-    raw = request.get_data(cache=False)
-    if len(raw) > BODY_LIMIT_BYTES:
-        raise RequestEntityTooLarge
+    raw = _whole_body(request)
     if not raw.strip():
         raise InvalidRequest('The body is empty: need a JSON object such as {"prompt": "..."}.')
     try:
@@ -70,6 +68,20 @@ def object_from(request: Request) -> dict[str, Any]:
     if not isinstance(body, dict):
         raise InvalidRequest(f"The body is {_shown(body)}: need a JSON object.")
     return body
+
+
+def _whole_body(request: Request) -> bytes:
+    if request.content_encoding not in (None, "", "identity"):
+        raise InvalidRequest(f"The body is compressed ({request.content_encoding:.20}): need it plain.")
+    try:
+        raw = request.get_data(cache=False)
+    except OSError as exc:  # how gunicorn reports chunks that are not well formed
+        raise InvalidRequest("The body cannot be read: its chunks are malformed.") from exc
+    if request.content_length is not None and len(raw) < request.content_length:
+        raise InvalidRequest(f"The body ended after {len(raw)} of {request.content_length} bytes.")
+    if len(raw) > BODY_LIMIT_BYTES:
+        raise RequestEntityTooLarge
+    return raw
 
 
 def prompt_in(body: dict[str, Any], limit: int, name: str = "prompt") -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 from flask import Blueprint, current_app, request
 
-from deepseek_client import AsyncDeepSeekClient, DeepSeekError, InvalidRequest, Settings
+from deepseek_client import AsyncDeepSeekClient, BadReply, DeepSeekError, InvalidRequest, Settings
 
 from .bodies import entries_in, flag_in, object_from, parse_input_in, prompt_in
 from .problems import problem_of
@@ -107,4 +107,6 @@ def _result(outcome: Any) -> dict[str, Any]:
         return {**problem_of(outcome), "success": False}
     if isinstance(outcome, Exception):
         raise outcome  # a defect of ours, not a failure of the call
+    if not outcome["text"]:  # DEEPSEEK_TRANSPORT=0: a failure that only its blank shows
+        return {"error": "The call failed; see the log.", "code": BadReply.code, "success": False}
     return {"text": outcome["text"], "success": True}

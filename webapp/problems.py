@@ -33,8 +33,8 @@ def _answer_failure(error: DeepSeekError) -> Response:
     response = jsonify({**problem_of(error), "text": ""})
     response.status_code = error.http_status
     if error.http_status == 503:
-        # RFC 9110: whole seconds. Never 0, which invites a storm; 1 when nobody knows better.
-        response.headers["Retry-After"] = str(max(1, math.ceil(error.retry_after_s or 1)))
+        # RFC 9110: whole seconds. Never 0, which invites a storm; 1 when nobody knows better; no more than an hour.
+        response.headers["Retry-After"] = str(max(1, math.ceil(min(error.retry_after_s or 1, 3600))))
     return response
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 
 from dotenv import load_dotenv
@@ -12,4 +13,7 @@ from webapp import create_app
 __all__ = ["app"]
 
 load_dotenv(".env")  # the process environment wins
+logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+if os.getenv("DEEPSEEK_VERBOSE") == "1":
+    logging.getLogger("deepseek_client").setLevel(logging.DEBUG)
 app = create_app(Settings.from_env(os.environ))

@@ -1,0 +1,307 @@
+"""Connections that can be ended from outside in every phase, and that lose nothing when a server closes them."""
+
+from __future__ import annotations
+
+import functools
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import closing, suppress
+from typing import Any
+
+import pytest
+import requests
+import trustme
+from serving import GIVE_UP_S, ask, exchanged, reply
+
+from deepseek_client import AsyncDeepSeekClient, DeadlineExceeded, Settings, transport
+from deepseek_client.exchange import Exchange
+from deepseek_client.sandbox import RunningSandbox, SandboxConfig, running
+
+
+@pytest.fixture(scope="module")
+def tls_sandbox(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningSandbox]:
+    folder = tmp_path_factory.mktemp("tls")
+    authority = trustme.CA()
+    authority.issue_cert("127.0.0.1").private_key_and_cert_chain_pem.write_to_path(str(folder / "server.pem"))
+    authority.cert_pem.write_to_path(str(folder / "ca.pem"))
+    with running(SandboxConfig(port=0, latency_ms=0, certfile=str(folder / "server.pem"))) as box:
+        box.ca = str(folder / "ca.pem")
+        yield box
+
+
+@pytest.fixture(params=["http", "https"])
+def box(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> RunningSandbox:
+    """The sandbox over HTTP, then over HTTPS with a certificate that is verified."""
+    if request.param == "http":
+        return request.getfixturevalue("sandbox")
+    found = request.getfixturevalue("tls_sandbox")
+    found.reset()
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", found.ca)
+    return found
+
+
+class Running:
+    """An exchange in a thread of its own."""
+
+    def __init__(self, function: Callable[[], Any]) -> None:
+        transport.install()
+        self.exchange = Exchange("x", function, lambda exchange: exchange)
+        self._thread = threading.Thread(target=self.exchange, daemon=True)
+        self._thread.start()
+
+    def blocked_in(self, phase: str) -> Running:
+        """Waits until the thread has a socket to block on in this phase."""
+        for _ in range(int(GIVE_UP_S * 1000)):
+            if self.exchange.phase == phase and self.exchange._socket is not None:
+                return self
+            self._thread.join(0.001)
+        raise AssertionError(f"never {phase}: {self.exchange.phase}, {self.exchange.error!r}")
+
+    def aborted(self) -> Exchange:
+        """Aborts it; fails if its thread does not come back although nothing on the wire has moved."""
+        self.exchange.abort("cancelled")
+        self._thread.join(GIVE_UP_S)
+        assert not self._thread.is_alive()
+        assert self.exchange.aborted == "cancelled"
+        return self.exchange
+
+
+class TestAbort:
+    """Exchange.abort ends a blocked call from another thread, whatever it is blocked on."""
+
+    def test_while_connecting(self):
+        """A connection attempt that nobody answers is ended."""
+        with (
+            closing(socket.socket()) as full,
+            closing(socket.socket()) as one,
+            closing(socket.socket()) as two,
+        ):
+            full.bind(("127.0.0.1", 0))
+            full.listen(0)  # nobody accepts: once its queue is full, attempts are not answered
+            for filler in (one, two):
+                filler.setblocking(False)
+                filler.connect_ex(full.getsockname())
+            url = f"http://127.0.0.1:{full.getsockname()[1]}"
+            exchange = Running(lambda: requests.get(url, timeout=60)).blocked_in("connecting").aborted()
+        assert isinstance(exchange.error, requests.ConnectionError)
+        assert not exchange.sent
+
+    def test_while_shaking_hands(self):
+        """A server that accepts and never answers the TLS handshake does not hold the thread."""
+        with closing(socket.create_server(("127.0.0.1", 0))) as mute:
+            url = f"https://127.0.0.1:{mute.getsockname()[1]}"
+            running_call = Running(lambda: requests.get(url, timeout=60))
+            accepted, _ = mute.accept()
+            with closing(accepted):
+                assert accepted.recv(5)  # the handshake has begun
+                exchange = running_call.blocked_in("connecting").aborted()
+        assert isinstance(exchange.error, requests.ConnectionError)
+        assert not exchange.sent
+
+    def test_while_sending(self):
+        """A server that reads nothing of a large body does not hold the thread."""
+        with closing(socket.create_server(("127.0.0.1", 0))) as deaf:
+            url = f"http://127.0.0.1:{deaf.getsockname()[1]}"
+            running_call = Running(lambda: requests.post(url, data=bytes(50_000_000), timeout=60))
+            accepted, _ = deaf.accept()
+            with closing(accepted):
+                exchange = running_call.blocked_in("sending").aborted()
+        assert exchange.error is not None
+        assert exchange.sent
+
+    @pytest.mark.parametrize(
+        ("fault", "phase"),
+        [("hang", "waiting"), ("drip", "reading"), ("hang_in_body", "reading"), ("slow_body", "reading")],
+    )
+    def test_while_waiting_or_reading(self, box, fault, phase):
+        """A reply that does not come, or never ends, does not hold the thread; its connection is not used again."""
+        exchanged(ask, box.url)
+        before = box.stats()["connections_opened"]
+        box.script([{"fault": fault}])
+        running_call = Running(functools.partial(ask, box.url))
+        box.wait_until(lambda stats: stats["in_flight"] == 1)
+        exchange = running_call.blocked_in(phase).aborted()
+        assert exchange.error is not None
+        assert exchange.body is None
+        assert exchange.sent
+        box.wait_until(lambda stats: stats["in_flight"] == 0)
+        assert exchanged(ask, box.url).status == 200
+        assert box.stats()["connections_opened"] == before + 1
+
+    def test_before_it_began(self, sandbox):
+        """An exchange that was aborted before its turn does not call its method."""
+        called: list[int] = []
+        exchange = Exchange("x", lambda: called.append(1), lambda exchange: exchange.aborted)
+        exchange.abort("deadline")
+        assert exchange() == "deadline"
+        assert called == []
+
+    def test_between_two_requests(self, serve):
+        """A client that goes on after an abort, with a retry of its own say, sends nothing more."""
+        server = serve(reply)
+
+        def stubborn() -> list[str]:
+            outcomes = []
+            for _ in range(2):
+                try:
+                    requests.get(server.url, timeout=GIVE_UP_S)
+                    outcomes.append("answered")
+                except requests.RequestException:
+                    outcomes.append("failed")
+                exchange.abort("cancelled")
+            return outcomes
+
+        transport.install()
+        exchange = Exchange("x", stubborn, lambda exchange: exchange.result)
+        assert exchange() == ["answered", "failed"]
+        assert len(server.requests) == 1
+
+    def test_after_it_ended(self, serve):
+        """A late abort does not touch the connection, which may be somebody else's by then."""
+        server = serve(reply)
+        exchange = exchanged(requests.get, server.url, timeout=GIVE_UP_S)
+        exchange.abort("deadline")
+        assert exchange.aborted is None
+        assert exchanged(requests.get, server.url, timeout=GIVE_UP_S).status == 200
+        assert server.connections == 1
+
+    def test_the_first_reason_counts(self):
+        """A second abort changes nothing."""
+        exchange = Exchange("x", int, lambda exchange: exchange.aborted)
+        exchange.abort("deadline")
+        exchange.abort("closing")
+        assert exchange() == "deadline"
+
+
+class TestDeadline:
+    """Reads keep the deadline by themselves, also where nobody stands outside to abort."""
+
+    @pytest.mark.parametrize("fault", ["hang", "drip", "hang_in_body", "slow_body"])
+    def test_a_call_in_the_own_thread_ends(self, box, fault):
+        """A legacy call in the caller's thread ends at its deadline, however the reply drips."""
+        box.script([{"fault": fault}])
+        settings = Settings(api_key="sk-test", base_url=box.url)
+        client = AsyncDeepSeekClient(settings=settings, errors="raise")
+        with pytest.raises(DeadlineExceeded):
+            client.chat("hi", deadline_s=0.1)
+        box.wait_until(lambda stats: stats["in_flight"] == 0)
+
+    def test_connecting_ends(self):
+        """A connection attempt is cut by the deadline, not by the client's own ten seconds."""
+        with (
+            closing(socket.socket()) as full,
+            closing(socket.socket()) as one,
+            closing(socket.socket()) as two,
+        ):
+            full.bind(("127.0.0.1", 0))
+            full.listen(0)
+            for filler in (one, two):
+                filler.setblocking(False)
+                filler.connect_ex(full.getsockname())
+            url = f"http://127.0.0.1:{full.getsockname()[1]}"
+            client = AsyncDeepSeekClient(settings=Settings(api_key="k", base_url=url), errors="raise")
+            with pytest.raises(DeadlineExceeded):
+                client.chat("hi", deadline_s=0.1)
+
+    def test_a_deadline_does_not_stay_with_the_connection(self, box):
+        """A call without a deadline, on a connection that one with a deadline used, has its own timeout."""
+        settings = Settings(api_key="sk-test", base_url=box.url)
+        AsyncDeepSeekClient(settings=settings, errors="raise").chat("hi", deadline_s=2.0)
+        timeouts: list[float | None] = []
+
+        def look() -> None:
+            response = requests.get(f"{box.url}/models", timeout=7, stream=True)
+            timeouts.append(response.raw.connection.sock.gettimeout())
+            response.close()
+
+        exchanged(look)
+        assert timeouts == [7]
+
+
+class TestKeptConnections:
+    """A server may close a kept connection at any time."""
+
+    def test_a_connection_that_was_closed_is_replaced(self, box):
+        """Calls whose kept connection the server has closed meanwhile are sent on a new one, none of them twice."""
+        box.script([{"fault": "close_after_reply", "times": 50}])
+        statuses = [exchanged(ask, box.url).status for _ in range(50)]
+        assert statuses == [200] * 50
+        assert box.stats()["requests"] == 50
+
+    @pytest.mark.parametrize("noticed", [True, False], ids=["noticed", "unnoticed"])
+    def test_a_server_that_closes_idle_connections_loses_no_call(self, monkeypatch, noticed):
+        """A thousand calls to a server that closes every idle connection are answered once each.
+
+        Whether urllib3 notices the close when it takes the connection, or the request runs into it.
+        """
+        if not noticed:
+            monkeypatch.setattr("urllib3.connectionpool.is_connection_dropped", lambda connection: False)
+        served, idle_closed = [], threading.Semaphore(0)
+
+        def serve(listener: socket.socket) -> None:
+            for number in range(1000):
+                connection, _ = listener.accept()
+                with connection:
+                    connection.settimeout(GIVE_UP_S)
+                    if connection.recv(65536):
+                        served.append(number)
+                        connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+                idle_closed.release()
+
+        with closing(socket.create_server(("127.0.0.1", 0))) as listener:
+            threading.Thread(target=serve, args=(listener,), daemon=True).start()
+            url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+            statuses = []
+            for _ in range(1000):
+                statuses.append(exchanged(requests.get, url, timeout=GIVE_UP_S).status)
+                assert idle_closed.acquire(timeout=GIVE_UP_S)
+        assert statuses == [200] * 1000
+        assert served == list(range(1000))
+
+    @pytest.mark.parametrize("fault", ["reset_before_reply", "reset_in_body", "cut_body"])
+    def test_a_request_that_was_read_is_not_sent_again(self, box, fault):
+        """When the server may have worked on the request the transport does not repeat it: it may be billed."""
+        exchanged(ask, box.url)
+        box.reset()
+        box.script([{"fault": fault}])
+        exchange = exchanged(ask, box.url)
+        assert isinstance(exchange.error, requests.RequestException)
+        assert (exchange.requests, box.stats()["requests"]) == (1, 1)
+
+    def test_a_new_connection_that_ends_is_not_tried_again(self):
+        """A server that closes a new connection without a word is a failure, not a loop."""
+        taken: list[int] = []
+
+        def refuse(listener: socket.socket) -> None:
+            with suppress(OSError):  # the end of the test
+                while True:
+                    connection, _ = listener.accept()
+                    taken.append(1)
+                    connection.close()
+
+        with closing(socket.create_server(("127.0.0.1", 0))) as listener:
+            thread = threading.Thread(target=refuse, args=(listener,))
+            thread.start()
+            url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+            assert isinstance(exchanged(requests.get, url, timeout=GIVE_UP_S).error, requests.ConnectionError)
+            listener.shutdown(socket.SHUT_RDWR)
+            thread.join(GIVE_UP_S)
+        assert taken == [1]
+
+
+def test_no_warning_of_a_full_pool(sandbox, caplog):
+    """As many connections are kept as calls were in flight at once: none is thrown away."""
+    gate = threading.Barrier(20, timeout=GIVE_UP_S)
+
+    def meet() -> None:
+        gate.wait()
+        exchanged(ask, sandbox.url)
+
+    threads = [threading.Thread(target=meet) for _ in range(20)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(GIVE_UP_S)
+    assert "Connection pool is full" not in caplog.text
+    assert sandbox.stats()["requests"] == 20

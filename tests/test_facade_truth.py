@@ -1,0 +1,133 @@
+"""AsyncDeepSeekClient tells the truth: every fault, through every way to call, in both modes."""
+
+from __future__ import annotations
+
+import asyncio
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from deepseek_client import (
+    AsyncDeepSeekClient,
+    AuthenticationFailed,
+    BadReply,
+    ConfigError,
+    ConnectionFailed,
+    DeepSeekError,
+    InsufficientBalance,
+    PoolClosed,
+    RateLimited,
+    Settings,
+    UpstreamRejected,
+    UpstreamUnavailable,
+)
+
+GIVE_UP_S = 5.0
+UNKNOWN = {"intent": "unknown", "slots": {}, "allowed": True, "reason": ""}
+NOWHERE = {"DEEPSEEK_API_KEY": "sk-test", "DEEPSEEK_BASE_URL": "http://127.0.0.1:9"}
+
+
+def build(settings: Settings, **options: Any) -> AsyncDeepSeekClient:
+    return AsyncDeepSeekClient(settings=settings, **{"errors": "raise", **options})
+
+
+FAULTS = [
+    ({"fault": "status", "status": 400}, UpstreamRejected),
+    ({"fault": "status", "status": 401}, AuthenticationFailed),
+    ({"fault": "status", "status": 402}, InsufficientBalance),
+    ({"fault": "status", "status": 403}, AuthenticationFailed),
+    ({"fault": "status", "status": 404}, UpstreamRejected),
+    ({"fault": "status", "status": 422}, UpstreamRejected),
+    ({"fault": "status", "status": 429}, RateLimited),
+    ({"fault": "status", "status": 500}, UpstreamUnavailable),
+    ({"fault": "status", "status": 503}, UpstreamUnavailable),
+    ({"fault": "reset_before_reply"}, ConnectionFailed),
+    ({"fault": "close_before_reply", "times": 2}, ConnectionFailed),
+    ({"fault": "reset_in_body"}, ConnectionFailed),
+    ({"fault": "cut_body"}, ConnectionFailed),
+    ({"fault": "html"}, BadReply),
+    ({"fault": "truncated_json"}, BadReply),
+    ({"fault": "blank"}, BadReply),
+    ({"fault": "no_choices"}, BadReply),
+    ({"fault": "empty_choices"}, BadReply),
+    ({"fault": "blank_content"}, BadReply),
+    ({"fault": "null_content"}, BadReply),
+    ({"fault": "insufficient_system_resource"}, BadReply),
+    ({"fault": "invalid_utf8"}, BadReply),
+]
+
+
+def called(client: AsyncDeepSeekClient, way: str) -> Any:
+    context = SimpleNamespace()
+    return {
+        "chat_async": lambda: asyncio.run(client.chat_async("hi")),
+        "parse_async": lambda: asyncio.run(client.parse_async("打坐", context)),
+        "chat": lambda: client.chat("hi"),
+        "parse": lambda: client.parse("打坐", context),
+    }[way]()
+
+
+@pytest.mark.parametrize("way", ["chat_async", "parse_async", "chat", "parse"])
+@pytest.mark.parametrize(
+    ("fault", "kind"), FAULTS, ids=[" ".join(map(str, fault.values())) for fault, _ in FAULTS]
+)
+class TestTruth:
+    """Every fault of the API, through every way to call, in both modes."""
+
+    def test_a_failure_is_typed(self, sandbox, settings, way, fault, kind):
+        """With errors="raise" a fault is its class, although the legacy client swallows it."""
+        sandbox.script([fault])
+        with pytest.raises(DeepSeekError) as caught:
+            called(build(settings), way)
+        assert type(caught.value) is kind
+
+    def test_a_failure_is_swallowed(self, sandbox, settings, way, fault, kind):
+        """With errors="swallow" a fault comes back as the legacy client returns failures."""
+        sandbox.script([fault])
+        blank = UNKNOWN if way.startswith("parse") else {"text": ""}
+        assert called(build(settings, errors="swallow"), way) == blank
+
+
+@pytest.mark.parametrize("way", ["chat_async", "parse_async", "chat", "parse"])
+class TestEveryWay:
+    """What holds for the pool and for the caller's own thread alike."""
+
+    def test_an_answer(self, settings, way):
+        """A good reply comes back as the legacy client returns it."""
+        answer = called(build(settings), way)
+        if way.startswith("chat"):
+            assert answer.keys() == {"text"}
+            assert "hi" in answer["text"]
+        else:
+            assert answer == {**UNKNOWN, "intent": "cultivate"}
+
+    def test_without_a_key(self, way):
+        """A call without a key is a ConfigError: it never left."""
+        with pytest.raises(ConfigError):
+            called(build(Settings.from_env({**NOWHERE, "DEEPSEEK_API_KEY": ""})), way)
+
+    def test_with_an_address_that_is_none(self, way):
+        """A base URL that is no address is a ConfigError."""
+        client = build(Settings(api_key="sk-test"))
+        client.base_url = "nonsense"
+        with pytest.raises(ConfigError):
+            called(client, way)
+
+    def test_nobody_listens(self, way):
+        """A refused connection is ConnectionFailed."""
+        with pytest.raises(ConnectionFailed):
+            called(build(Settings.from_env(NOWHERE)), way)
+
+    def test_without_the_transport_the_client_is_believed(self, sandbox, way):
+        """DEEPSEEK_TRANSPORT=0: a failure looks as the legacy client shows it, also with errors="raise"."""
+        env = {"DEEPSEEK_API_KEY": "k", "DEEPSEEK_BASE_URL": sandbox.url, "DEEPSEEK_TRANSPORT": "0"}
+        blank = UNKNOWN if way.startswith("parse") else {"text": ""}
+        assert called(build(Settings.from_env(env)), way) == blank  # deepseek-chat is refused by the API
+
+    def test_a_closed_client_refuses(self, settings, way):
+        """A closed client raises PoolClosed."""
+        client = build(settings)
+        client.close()
+        with pytest.raises(PoolClosed):
+            called(client, way)
