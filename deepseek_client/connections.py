@@ -5,8 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import socket
-import struct
-from http.client import RemoteDisconnected
+import ssl
+import time
 from typing import Any
 
 from urllib3 import HTTPConnectionPool, HTTPSConnectionPool
@@ -19,6 +19,10 @@ from urllib3.util.wait import wait_for_write
 from .exchange import Exchange, current
 
 __all__ = ["POOL_CLASSES"]
+
+# A server that closes an idle connection crosses the request on its way (RFC 9112, section 9.5): that shows within a
+# round trip. One that fails later may have worked on the request, which is then not sent again.
+_IDLE_CLOSE_WITHIN_S = 1.0
 
 
 class _Socket(socket.socket):
@@ -38,8 +42,9 @@ class _Watched(HTTPConnection):
     """
 
     _exchange: Exchange | None = None  # whose request it carries
+    _held: list[bytes] | None = None  # what `send` was given, until the request is whole
     _used = False  # whether its socket has carried a request
-    _acknowledged: int | None = None  # of a reused connection: bytes that the peer had before this request
+    _is_reused = False  # whether it had carried one before this request
 
     def _new_conn(self) -> socket.socket:
         exchange = current()
@@ -57,17 +62,30 @@ class _Watched(HTTPConnection):
         except OSError as exc:
             raise NewConnectionError(self, f"cannot connect to {self.host}: {exc}") from exc
 
-    def request(self, *args: Any, **kwargs: Any) -> None:
+    def request(self, method: str, url: str, body: Any = None, *args: Any, **kwargs: Any) -> None:
         self._exchange = exchange = current()
-        self._acknowledged = None
+        self._is_reused, self._used = self._used, True
         if exchange is not None and self.sock is not None:
             exchange.block_on(_innermost(self.sock))
-            if self._used:
-                self._acknowledged = _acknowledged_bytes(self.sock)
-        self._used = True
-        super().request(*args, **kwargs)
+        if isinstance(body, (bytes, str)) and not kwargs.get("chunked"):
+            # http.client sends the head and the body apart, which costs a TLS record and a system call more.
+            self._held = []
+        try:
+            try:
+                super().request(method, url, body, *args, **kwargs)
+            finally:
+                held, self._held = self._held, None
+            if held:
+                self.send(b"".join(held))
+        except (ConnectionError, ssl.SSLError):
+            if exchange is not None:
+                exchange.stale = self._is_reused
+            raise
 
     def send(self, data: Any) -> None:
+        if self._held is not None and isinstance(data, bytes):
+            self._held.append(data)
+            return
         if self.sock is None and self.auto_open:
             self.connect()
         if self._exchange is not None:
@@ -79,13 +97,11 @@ class _Watched(HTTPConnection):
         if self._exchange is None:
             return super().getresponse()
         self._exchange.phase = "waiting"
-        is_reused, sock = self._acknowledged is not None, self.sock
+        sent_at = time.monotonic()
         try:
             return super().getresponse()
-        except RemoteDisconnected:
-            # A clean end without one byte of a reply: the server closed it while it was idle (RFC 9112, 9.5).
-            if is_reused and not getattr(sock, "ended_unannounced", False):
-                self._exchange.stale = True
+        except (ConnectionError, ssl.SSLError):  # not one byte of a reply came
+            self._exchange.stale = self._is_reused and time.monotonic() - sent_at < _IDLE_CLOSE_WITHIN_S
             raise
 
     def close(self) -> None:
@@ -94,8 +110,6 @@ class _Watched(HTTPConnection):
         if exchange is None or self.sock is None:
             super().close()
             return
-        if self._acknowledged is not None and self._acknowledged == _acknowledged_bytes(self.sock):
-            exchange.stale = True
         with exchange.closing():
             super().close()
 
@@ -170,18 +184,3 @@ def _innermost(sock: Any) -> socket.socket:
     """The socket of the operating system; TLS inside of TLS, through an HTTPS proxy, has none of its own."""
     inner: socket.socket = getattr(sock, "socket", sock)
     return inner
-
-
-def _acknowledged_bytes(sock: Any) -> int | None:
-    """How many bytes the peer's machine has acknowledged on this connection; None where that is not told.
-
-    A peer that has closed a connection answers further bytes with a reset and acknowledges none of them, so an
-    unchanged number proves that it read nothing of a request, which may then safely be sent again.
-
-    Source: struct tcp_info of linux/tcp.h: tcpi_bytes_acked is the u64 at byte 120, since Linux 4.1.
-    """
-    try:
-        info = _innermost(sock).getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 128)
-        return int(struct.unpack_from("=Q", info, 120)[0])
-    except (AttributeError, OSError, struct.error):
-        return None

@@ -18,8 +18,6 @@ __all__ = ["context_for"]
 class _Socket(ssl.SSLSocket):
     """A TLS socket whose handshake can be ended from outside, and whose reads keep the deadline."""
 
-    ended_unannounced = False  # the peer's end came without TLS's close_notify, as from a reset or a crash
-
     def do_handshake(self, block: bool = False) -> None:
         exchange = current()
         if exchange is not None:
@@ -30,12 +28,7 @@ class _Socket(ssl.SSLSocket):
         exchange = current()
         if exchange is not None:
             exchange.keep_deadline(self)
-        self.suppress_ragged_eofs = False
-        try:
-            return super().recv_into(*args)
-        except ssl.SSLEOFError:  # which `requests` takes for an end like any other, and so do we
-            self.ended_unannounced = True
-            return 0
+        return super().recv_into(*args)
 
 
 _contexts: dict[

@@ -14,7 +14,7 @@ import requests
 import trustme
 from serving import GIVE_UP_S, ask, exchanged, reply
 
-from deepseek_client import AsyncDeepSeekClient, DeadlineExceeded, Settings, transport
+from deepseek_client import AsyncDeepSeekClient, DeadlineExceeded, Settings, connections, transport
 from deepseek_client.exchange import Exchange
 from deepseek_client.sandbox import RunningSandbox, SandboxConfig, running
 
@@ -223,7 +223,7 @@ class TestKeptConnections:
     """A server may close a kept connection at any time."""
 
     def test_a_connection_that_was_closed_is_replaced(self, box):
-        """Calls whose kept connection the server has closed meanwhile are sent on a new one, none of them twice."""
+        """Calls whose kept connection the server has closed meanwhile are answered on a new one."""
         box.script([{"fault": "close_after_reply", "times": 50}])
         statuses = [exchanged(ask, box.url).status for _ in range(50)]
         assert statuses == [200] * 50
@@ -259,15 +259,30 @@ class TestKeptConnections:
         assert statuses == [200] * 1000
         assert served == list(range(1000))
 
-    @pytest.mark.parametrize("fault", ["reset_before_reply", "reset_in_body", "cut_body"])
-    def test_a_request_that_was_read_is_not_sent_again(self, box, fault):
-        """When the server may have worked on the request the transport does not repeat it: it may be billed."""
+    @pytest.mark.parametrize("fault", ["close_before_reply", "reset_before_reply"])
+    def test_an_end_without_a_reply_is_not_repeated_late(self, box, monkeypatch, fault):
+        """A kept connection that ends at once without a reply is replaced; one that ends later is a failure.
+
+        By then the server may have worked on the request, and it may be billed.
+        """
+        for within_s, requests_seen in ((GIVE_UP_S, 2), (0.0, 1)):
+            exchanged(ask, box.url)
+            box.reset()
+            box.script([{"fault": fault}])
+            monkeypatch.setattr(connections, "_IDLE_CLOSE_WITHIN_S", within_s)
+            exchange = exchanged(ask, box.url)
+            assert exchange.requests == box.stats()["requests"] == requests_seen
+            assert (exchange.error is None) == (requests_seen == 2)
+
+    @pytest.mark.parametrize("fault", ["reset_in_body", "cut_body"])
+    def test_a_request_that_was_answered_in_part_is_not_sent_again(self, box, fault):
+        """When a reply has begun the transport does not repeat the request."""
         exchanged(ask, box.url)
         box.reset()
         box.script([{"fault": fault}])
         exchange = exchanged(ask, box.url)
         assert isinstance(exchange.error, requests.RequestException)
-        assert (exchange.requests, box.stats()["requests"]) == (1, 1)
+        assert exchange.requests == box.stats()["requests"] == 1
 
     def test_a_new_connection_that_ends_is_not_tried_again(self):
         """A server that closes a new connection without a word is a failure, not a loop."""

@@ -42,7 +42,7 @@ FAULTS = [
     ({"fault": "status", "status": 429}, RateLimited),
     ({"fault": "status", "status": 500}, UpstreamUnavailable),
     ({"fault": "status", "status": 503}, UpstreamUnavailable),
-    ({"fault": "reset_before_reply"}, ConnectionFailed),
+    ({"fault": "reset_before_reply", "times": 2}, ConnectionFailed),
     ({"fault": "close_before_reply", "times": 2}, ConnectionFailed),
     ({"fault": "reset_in_body"}, ConnectionFailed),
     ({"fault": "cut_body"}, ConnectionFailed),

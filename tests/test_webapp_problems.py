@@ -63,7 +63,11 @@ FAULTS = {
         CUT,
         "The connection to the API failed.",
     ),
-    "reset_before_reply": ({"fault": "reset_before_reply"}, CUT, "The connection to the API failed."),
+    "reset_before_reply": (
+        {"fault": "reset_before_reply", "times": 2},
+        CUT,
+        "The connection to the API failed.",
+    ),
     "cut_body": ({"fault": "cut_body"}, CUT, "The connection to the API failed."),
     "reset_in_body": ({"fault": "reset_in_body"}, CUT, "The connection to the API failed."),
     "blank": ({"fault": "blank"}, BAD, "The API answered 200 with a blank body."),
