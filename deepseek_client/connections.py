@@ -16,23 +16,26 @@ from urllib3.util import Timeout
 from urllib3.util.connection import allowed_gai_family
 from urllib3.util.wait import wait_for_write
 
-from .exchange import Exchange, current
+from .exchange import Exchange, current, keep_deadline
+from .tls import context_for_proxy
 
 __all__ = ["POOL_CLASSES"]
 
 # A server that closes an idle connection crosses the request on its way (RFC 9112, section 9.5): that shows within a
 # round trip. One that fails later may have worked on the request, which is then not sent again.
-_IDLE_CLOSE_WITHIN_S = 1.0
+_IDLE_CLOSE_WITHIN_S = 0.3
 
 
 class _Socket(socket.socket):
     """A socket whose reads keep the deadline: the timeout of `requests` begins anew with each byte that drips."""
 
     def recv_into(self, *args: Any) -> int:
-        exchange = current()
-        if exchange is not None:
-            exchange.keep_deadline(self)
+        keep_deadline(self)
         return super().recv_into(*args)
+
+    def recv(self, *args: Any) -> bytes:
+        keep_deadline(self)
+        return super().recv(*args)
 
 
 class _Watched(HTTPConnection):
@@ -44,6 +47,7 @@ class _Watched(HTTPConnection):
     _exchange: Exchange | None = None  # whose request it carries
     _held: list[bytes] | None = None  # what `send` was given, until the request is whole
     _used = False  # whether its socket has carried a request
+    _asked_at = 0.0  # moment at which this request began
     _is_reused = False  # whether it had carried one before this request
 
     def _new_conn(self) -> socket.socket:
@@ -65,6 +69,7 @@ class _Watched(HTTPConnection):
     def request(self, method: str, url: str, body: Any = None, *args: Any, **kwargs: Any) -> None:
         self._exchange = exchange = current()
         self._is_reused, self._used = self._used, True
+        self._asked_at = time.monotonic()
         if exchange is not None and self.sock is not None:
             exchange.block_on(_innermost(self.sock))
         if isinstance(body, (bytes, str)) and not kwargs.get("chunked"):
@@ -78,8 +83,7 @@ class _Watched(HTTPConnection):
             if held:
                 self.send(b"".join(held))
         except (ConnectionError, ssl.SSLError):
-            if exchange is not None:
-                exchange.stale = self._is_reused
+            self._note_whether_stale()
             raise
 
     def send(self, data: Any) -> None:
@@ -91,18 +95,23 @@ class _Watched(HTTPConnection):
         if self._exchange is not None:
             self._exchange.sent = True
             self._exchange.phase = "sending"
+            self._exchange.keep_deadline(_innermost(self.sock))
         super().send(data)
 
     def getresponse(self) -> Any:
         if self._exchange is None:
             return super().getresponse()
         self._exchange.phase = "waiting"
-        sent_at = time.monotonic()
         try:
             return super().getresponse()
         except (ConnectionError, ssl.SSLError):  # not one byte of a reply came
-            self._exchange.stale = self._is_reused and time.monotonic() - sent_at < _IDLE_CLOSE_WITHIN_S
+            self._note_whether_stale()
             raise
+
+    def _note_whether_stale(self) -> None:
+        if self._exchange is not None:
+            took_s = time.monotonic() - self._asked_at
+            self._exchange.stale = self._is_reused and took_s < _IDLE_CLOSE_WITHIN_S
 
     def close(self) -> None:
         self._used = False
@@ -117,6 +126,16 @@ class _Watched(HTTPConnection):
 class _WatchedTLS(_Watched, HTTPSConnection):
     """The same over TLS; tls.py's sockets tell of their handshake themselves."""
 
+    def _connect_tls_proxy(self, hostname: str, sock: socket.socket) -> Any:
+        # urllib3 would make a context of the system's authorities: others than the call trusts, and not watched.
+        if (
+            self.proxy_config is not None
+            and self.proxy_config.ssl_context is None
+            and self.ssl_context is not None
+        ):
+            self.proxy_config = self.proxy_config._replace(ssl_context=context_for_proxy(self.ssl_context))
+        return super()._connect_tls_proxy(hostname, sock)
+
 
 class _WatchedPool(HTTPConnectionPool):
     """Gives a connection back to everybody only after its exchange has let go of it."""
@@ -127,7 +146,7 @@ class _WatchedPool(HTTPConnectionPool):
         exchange = getattr(conn, "_exchange", None)
         if exchange is not None:
             conn._exchange = None
-            if not exchange.let_go():
+            if not exchange.let_go(_innermost(conn.sock)):
                 conn.close()
         super()._put_conn(conn)
 
@@ -162,13 +181,13 @@ def _connect(
             # After connect_ex: a shutdown of a socket that does not connect yet would have no effect.
             exchange.block_on(sock)
             if code == errno.EINPROGRESS:
-                if not wait_for_write(sock, timeout_s):
+                if not wait_for_write(sock, exchange.capped(timeout_s)):
                     raise TimeoutError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT))
                 exchange.block_on(sock)
                 code = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
             if code:
                 raise OSError(code, os.strerror(code))
-            sock.settimeout(timeout_s)
+            sock.settimeout(exchange.capped(timeout_s))
             return sock
         except OSError as exc:
             error = exc
@@ -180,7 +199,6 @@ def _connect(
     raise error
 
 
-def _innermost(sock: Any) -> socket.socket:
+def _innermost(sock: Any) -> Any:
     """The socket of the operating system; TLS inside of TLS, through an HTTPS proxy, has none of its own."""
-    inner: socket.socket = getattr(sock, "socket", sock)
-    return inner
+    return getattr(sock, "socket", sock)

@@ -31,7 +31,9 @@ class _Memory:
         named = os.environ.get("NETRC")
         # The places where requests.utils.get_netrc_auth looks.
         self.netrc_paths = (
-            [named] if named else [os.path.expanduser(f"~/{name}") for name in (".netrc", "_netrc")]
+            [os.path.expanduser(named)]
+            if named
+            else [os.path.expanduser(f"~/{name}") for name in (".netrc", "_netrc")]
         )
         self.netrc_state: list[Any] = []
         self.netrc: dict[Any, Any] = {}

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-__all__ = ["Exchange", "current"]
+__all__ = ["Exchange", "current", "keep_deadline"]
 
 _current: contextvars.ContextVar[Exchange | None] = contextvars.ContextVar("llm_exchange", default=None)
 
@@ -18,6 +18,13 @@ _current: contextvars.ContextVar[Exchange | None] = contextvars.ContextVar("llm_
 def current() -> Exchange | None:
     """The exchange that the running code belongs to; None outside of a call."""
     return _current.get()
+
+
+def keep_deadline(sock: Any) -> None:
+    """Caps the socket's timeout by the deadline of the exchange that the thread is in, if it is in one."""
+    exchange = current()
+    if exchange is not None:
+        exchange.keep_deadline(sock)
 
 
 class Exchange:
@@ -77,7 +84,7 @@ class Exchange:
         self.ended: float | None = None
         self._lock = threading.Lock()
         self.aborted: str | None = None  # guarded by _lock
-        self._socket: socket.socket | None = None  # guarded by _lock; what the thread may be blocked on
+        self._sockets: set[socket.socket] = set()  # guarded by _lock; what the thread may be blocked on
         self.requests = 0
         self.usage: dict[str, Any] = {}
         self._forget_request()
@@ -99,7 +106,7 @@ class Exchange:
             _current.reset(token)
             with self._lock:
                 self.ended = time.monotonic()
-                self._socket = None
+                self._sockets.clear()
 
     def abort(self, reason: str) -> None:
         """Ends the call: what its thread is blocked on, connecting to reading, fails within milliseconds.
@@ -114,10 +121,10 @@ class Exchange:
             if self.aborted is not None or self.ended is not None:
                 return
             self.aborted = reason
-            if self._socket is not None:
+            for sock in self._sockets:
                 try:
                     # The method of the base class: SSLSocket's own would drop its TLS state under the reader.
-                    socket.socket.shutdown(self._socket, socket.SHUT_RDWR)
+                    socket.socket.shutdown(sock, socket.SHUT_RDWR)
                 except OSError:  # closed or not yet connected: its thread will ask `block_on` and learn it
                     pass
 
@@ -132,7 +139,7 @@ class Exchange:
         self.path = path
 
     def block_on(self, sock: socket.socket) -> None:
-        """The thread is about to block on this socket, until `let_go` or the next call of this.
+        """The thread may block on this socket from now on, until `let_go` of it.
 
         Raises:
             ConnectionAbortedError: the exchange was aborted.
@@ -140,27 +147,37 @@ class Exchange:
         with self._lock:
             if self.aborted is not None:
                 raise ConnectionAbortedError(f"the call was aborted ({self.aborted})")
-            self._socket = sock
+            self._sockets.add(sock)
 
-    def keep_deadline(self, sock: socket.socket) -> None:
-        """The thread is about to read: it waits no longer than to the deadline, however often the peer drips.
+    def let_go(self, sock: socket.socket | None) -> bool:
+        """The thread is done with the socket; False if an abort has shut it."""
+        with self._lock:
+            if sock is not None:
+                self._sockets.discard(sock)
+            return self.aborted is None
+
+    def capped(self, timeout_s: float | None) -> float | None:
+        """The timeout, or less if the deadline comes first.
 
         Raises:
             TimeoutError: the deadline has passed.
         """
-        if self.deadline is not None:
-            left_s = self.deadline - time.monotonic()
-            if left_s <= 0:
-                raise TimeoutError("the call's deadline has passed")
-            timeout_s = sock.gettimeout()
-            if timeout_s is None or timeout_s > left_s:
-                sock.settimeout(left_s)
+        if self.deadline is None:
+            return timeout_s
+        left_s = self.deadline - time.monotonic()
+        if left_s <= 0:
+            raise TimeoutError("the call's deadline has passed")
+        return left_s if timeout_s is None or timeout_s > left_s else timeout_s
 
-    def let_go(self) -> bool:
-        """The thread is done with its socket; False if an abort has shut it."""
-        with self._lock:
-            self._socket = None
-            return self.aborted is None
+    def keep_deadline(self, sock: socket.socket) -> None:
+        """The thread is about to block: no longer than to the deadline, however often the peer moves a little.
+
+        Raises:
+            TimeoutError: the deadline has passed.
+        """
+        timeout_s = sock.gettimeout()
+        if (capped_s := self.capped(timeout_s)) != timeout_s:
+            sock.settimeout(capped_s)
 
     @contextmanager
     def closing(self) -> Iterator[None]:

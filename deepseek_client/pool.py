@@ -95,14 +95,20 @@ class WorkerPool:
         call.notify = functools.partial(loop.call_soon_threadsafe, future.cancel)
         if call.error is not None:  # closed before it could be notified
             future.cancel()
+        # What asyncio.wait does, for one future: cancelling the task must not be taken for the future's end.
+        waiter = loop.create_future()
+        future.add_done_callback(lambda _: _wake(waiter))
+        timer = None if deadline is None else loop.call_later(deadline - time.monotonic(), _wake, waiter)
         try:
-            left = None if deadline is None else deadline - time.monotonic()
-            done, _ = await asyncio.wait((future,), timeout=left)
+            await waiter
         except asyncio.CancelledError:
             self._give_up(call, "cancelled")
             future.cancel()
             raise
-        if not done:
+        finally:
+            if timer is not None:
+                timer.cancel()
+        if not future.done():
             self._give_up(call, "deadline")
             future.cancel()
             raise DeadlineExceeded("The call's time is over.")
@@ -190,6 +196,11 @@ class WorkerPool:
                 self._leave_locked(call)
         if call.running and call.abort is not None:
             call.abort(reason)
+
+
+def _wake(waiter: asyncio.Future[None]) -> None:
+    if not waiter.done():
+        waiter.set_result(None)
 
 
 class _Call:

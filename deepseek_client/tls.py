@@ -10,25 +10,30 @@ from typing import Any
 from requests.adapters import DEFAULT_CA_BUNDLE_PATH
 from urllib3.util.ssl_ import create_urllib3_context
 
-from .exchange import current
+from .exchange import current, keep_deadline
 
-__all__ = ["context_for"]
+__all__ = ["context_for", "context_for_proxy"]
+
+_KEPT = 100  # contexts; a client with more trust settings than that starts again
 
 
 class _Socket(ssl.SSLSocket):
     """A TLS socket whose handshake can be ended from outside, and whose reads keep the deadline."""
 
-    def do_handshake(self, block: bool = False) -> None:
+    def do_handshake(self, *args: Any) -> None:
         exchange = current()
         if exchange is not None:
             exchange.block_on(self)
-        super().do_handshake(block)
+            exchange.keep_deadline(self)
+        super().do_handshake(*args)
 
     def recv_into(self, *args: Any) -> int:
-        exchange = current()
-        if exchange is not None:
-            exchange.keep_deadline(self)
+        keep_deadline(self)
         return super().recv_into(*args)
+
+    def recv(self, *args: Any) -> bytes:
+        keep_deadline(self)
+        return super().recv(*args)
 
 
 _contexts: dict[
@@ -62,8 +67,18 @@ def context_for(verify: Any, cert: Any) -> ssl.SSLContext:
         with _lock:
             loaded = _contexts.get(paths)
             if loaded is None or loaded[0] != state:
+                if len(_contexts) >= _KEPT:
+                    _contexts.clear()
                 loaded = _contexts[paths] = (state, _load(*paths))
     return loaded[1]
+
+
+def context_for_proxy(context: ssl.SSLContext) -> ssl.SSLContext:
+    """A context that trusts as the given one of ours does, but shows no client certificate."""
+    for (authorities, cert_file, _), (_, known) in list(_contexts.items()):
+        if known is context and cert_file:
+            return context_for(authorities or False, None)
+    return context
 
 
 def _state_of(path: Any, complaint: str) -> tuple[int, ...] | None:

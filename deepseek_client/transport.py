@@ -60,7 +60,7 @@ class _Recorder(BaseAdapter):
     def __init__(self, exchange: Exchange, adapter: BaseAdapter) -> None:
         super().__init__()
         self._exchange = exchange
-        self._adapter = _shared_adapter() if _is_plain(adapter) else adapter
+        self._adapter = _stand_in(adapter)
 
     def send(  # type: ignore[override]  # the rest is handed on as it came
         self, request: requests.PreparedRequest, stream: bool = False, timeout: Any = None, **options: Any
@@ -73,7 +73,7 @@ class _Recorder(BaseAdapter):
                 options["timeout"] = _timeouts(timeout, exchange)
                 response = self._adapter.send(request, stream=stream, **options)
                 exchange.retry_after = response.headers.get("Retry-After")
-                exchange.status = response.status_code
+                exchange.status, exchange.stale = response.status_code, False
                 response.connection = self  # type: ignore[assignment]  # digest authentication sends through it
                 if not stream:
                     exchange.phase = "reading"
@@ -83,10 +83,16 @@ class _Recorder(BaseAdapter):
                 return response
             except Exception as exc:
                 exchange.error = exc
-                if not exchange.stale or exchange.aborted is not None:
+                if not exchange.stale or not self._may_repeat(request):
                     raise
                 # The server had closed this kept connection and answered nothing: the next kept one may take the
                 # request, and a new one, which is never stale, ends the loop.
+
+    def _may_repeat(self, request: requests.PreparedRequest) -> bool:
+        """Whether there is time for it, nobody has aborted it, and its body is not a stream that is used up."""
+        exchange = self._exchange
+        is_in_time = exchange.deadline is None or time.monotonic() < exchange.deadline
+        return is_in_time and exchange.aborted is None and isinstance(request.body, (bytes, str, type(None)))
 
     def close(self) -> None:
         """Nothing to close: the connections belong to the process."""
@@ -106,14 +112,18 @@ class _SharedAdapter(HTTPAdapter):
         return manager
 
     def build_connection_pool_key_attributes(self, request: Any, verify: Any, cert: Any = None) -> Any:
+        trust: Any
         host, trust = super().build_connection_pool_key_attributes(request, verify, cert)
         if host["scheme"] == "https":
             # The context has the files loaded: named here too, they would be loaded again for each connection.
-            trust = {"cert_reqs": trust["cert_reqs"], "ssl_context": context_for(verify, cert)}
+            context = context_for(verify, cert)
+            trust = {"cert_reqs": context.verify_mode.name, "ssl_context": context}
         return host, trust
 
     def cert_verify(self, conn: Any, url: str, verify: Any, cert: Any) -> None:
-        """Nothing to set: the pool that was found by these settings has their context."""
+        """Nothing to set for HTTPS: the pool that was found by these settings has their context."""
+        if not url.lower().startswith("https"):
+            super().cert_verify(conn, url, verify, cert)  # type: ignore[no-untyped-call]
 
 
 def _timeouts(timeout: Any, exchange: Exchange) -> Any:
@@ -136,14 +146,20 @@ def _least(timeout_s: Any, left_s: float) -> float:
     return min(timeout_s, left_s) if isinstance(timeout_s, (int, float)) else left_s
 
 
-def _is_plain(adapter: BaseAdapter) -> bool:
-    """Whether the shared adapter does exactly what this one would."""
-    if type(adapter) is not HTTPAdapter or vars(adapter).keys() != vars(_shared_adapter()).keys():
-        return False  # of another class, or with a method replaced on the instance
-    retries, manager = adapter.max_retries, adapter.poolmanager
+def _stand_in(adapter: BaseAdapter) -> BaseAdapter:
+    """The shared adapter if it does what this one would, with the same retries; else the adapter itself."""
+    shared = _shared_adapter()
+    if type(adapter) is not HTTPAdapter or vars(adapter).keys() != vars(shared).keys():
+        return adapter  # of another class, or with a method replaced on the instance
+    manager = adapter.poolmanager
     options = {name: value for name, value in manager.connection_pool_kw.items() if name != "maxsize"}
-    is_stock = type(manager) is PoolManager and options == {"block": False}  # no pinning, no limit of its own
-    return is_stock and retries.total == 0 and retries.read is False
+    if type(manager) is not PoolManager or options != {"block": False}:
+        return adapter  # pins a certificate, or limits its connections
+    if adapter.max_retries.total == 0 and adapter.max_retries.read is False:
+        return shared
+    twin = _SharedAdapter.__new__(_SharedAdapter)  # not copy.copy, which makes connections of its own
+    vars(twin).update(vars(shared), max_retries=adapter.max_retries)
+    return twin
 
 
 _lock = threading.Lock()

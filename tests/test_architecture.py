@@ -55,7 +55,7 @@ TABLE = [
     row(1, "deepseek_client.replies", "requests", {0, "deepseek_client.exchange"}),
     row(1, "deepseek_client.transport", "requests urllib3",
         {0, *(f"deepseek_client.{name}" for name in ("connections", "environment", "exchange", "models", "tls"))}),
-    row(1, "deepseek_client.connections", "urllib3", {"deepseek_client.exchange"}),
+    row(1, "deepseek_client.connections", "urllib3", {"deepseek_client.exchange", "deepseek_client.tls"}),
     row(1, "deepseek_client.environment", "requests", {"deepseek_client.exchange"}),
     row(1, "deepseek_client.models", "requests"),
     row(1, "deepseek_client.tls", "requests urllib3", {"deepseek_client.exchange"}),

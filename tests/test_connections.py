@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import functools
 import socket
+import ssl
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
 from typing import Any
@@ -12,7 +14,9 @@ from typing import Any
 import pytest
 import requests
 import trustme
+from requests.adapters import HTTPAdapter
 from serving import GIVE_UP_S, ask, exchanged, reply
+from urllib3 import Retry
 
 from deepseek_client import AsyncDeepSeekClient, DeadlineExceeded, Settings, connections, transport
 from deepseek_client.exchange import Exchange
@@ -27,6 +31,8 @@ def tls_sandbox(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningSan
     authority.cert_pem.write_to_path(str(folder / "ca.pem"))
     with running(SandboxConfig(port=0, latency_ms=0, certfile=str(folder / "server.pem"))) as box:
         box.ca = str(folder / "ca.pem")
+        box.server_context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        box.server_context.load_cert_chain(str(folder / "server.pem"))
         yield box
 
 
@@ -53,7 +59,7 @@ class Running:
     def blocked_in(self, phase: str) -> Running:
         """Waits until the thread has a socket to block on in this phase."""
         for _ in range(int(GIVE_UP_S * 1000)):
-            if self.exchange.phase == phase and self.exchange._socket is not None:
+            if self.exchange.phase == phase and self.exchange._sockets:
                 return self
             self._thread.join(0.001)
         raise AssertionError(f"never {phase}: {self.exchange.phase}, {self.exchange.error!r}")
@@ -173,6 +179,55 @@ class TestAbort:
         exchange.abort("closing")
         assert exchange() == "deadline"
 
+    def test_while_a_streamed_reply_and_a_further_request_are_open(self, box):
+        """With two connections of one call open, the abort reaches the one that blocks, whichever it is."""
+        box.script([{"fault": "drip"}])
+
+        def read_two() -> None:
+            with requests.post(f"{box.url}/chat/completions", json={}, stream=True, timeout=60) as streamed:
+                ask(box.url)
+                streamed.raw.read(10_000_000)
+
+        running_call = Running(read_two)
+        box.wait_until(lambda stats: stats["requests"] == 2)
+        running_call.blocked_in("done").aborted()
+
+    def test_with_retries_of_the_clients_own(self, box):
+        """A Session whose plain adapter has retries keeps them, and its call is ended like any other."""
+        box.script([{"fault": "drip", "times": 9}])
+        with requests.Session() as session:
+            for scheme in ("http://", "https://"):
+                session.mount(scheme, HTTPAdapter(max_retries=Retry(3)))
+            running_call = Running(lambda: session.post(f"{box.url}/chat/completions", json={}, timeout=60))
+            box.wait_until(lambda stats: stats["in_flight"] == 1)
+            assert running_call.blocked_in("reading").aborted().error is not None
+
+    @pytest.mark.parametrize("mute_after", [0, 1], ids=["TLS to the proxy", "TLS through it"])
+    def test_through_an_https_proxy(self, tls_sandbox, monkeypatch, mute_after):
+        """A call to an HTTPS proxy that falls silent in the handshake with it, or after CONNECT, is ended."""
+        monkeypatch.setenv("REQUESTS_CA_BUNDLE", tls_sandbox.ca)
+        reached = threading.Event()
+        with closing(socket.create_server(("127.0.0.1", 0))) as listener:
+
+            def fall_silent() -> None:
+                connection, _ = listener.accept()
+                if mute_after:
+                    connection = tls_sandbox.server_context.wrap_socket(connection, server_side=True)
+                    connection.recv(65536)
+                    connection.sendall(b"HTTP/1.1 200 OK\r\n\r\n")
+                connection.recv(5)
+                reached.set()
+                connection.recv(65536)
+                connection.close()
+
+            thread = threading.Thread(target=fall_silent, daemon=True)
+            thread.start()
+            proxies = {"https": f"https://127.0.0.1:{listener.getsockname()[1]}"}
+            running_call = Running(lambda: requests.get("https://127.0.0.1:9", proxies=proxies, timeout=60))
+            assert reached.wait(GIVE_UP_S)
+            assert not running_call.blocked_in("connecting").aborted().sent
+            thread.join(GIVE_UP_S)
+
 
 class TestDeadline:
     """Reads keep the deadline by themselves, also where nobody stands outside to abort."""
@@ -203,6 +258,48 @@ class TestDeadline:
             client = AsyncDeepSeekClient(settings=Settings(api_key="k", base_url=url), errors="raise")
             with pytest.raises(DeadlineExceeded):
                 client.chat("hi", deadline_s=0.1)
+
+    def test_every_address_shares_the_deadline(self, monkeypatch):
+        """A host with many addresses that do not answer has the deadline once, not once for each."""
+        with (
+            closing(socket.socket()) as full,
+            closing(socket.socket()) as one,
+            closing(socket.socket()) as two,
+        ):
+            full.bind(("127.0.0.1", 0))
+            full.listen(0)
+            for filler in (one, two):
+                filler.setblocking(False)
+                filler.connect_ex(full.getsockname())
+            address = (socket.AF_INET, socket.SOCK_STREAM, 0, "", full.getsockname())
+            asked: list[float] = []
+            wait = connections.wait_for_write
+
+            def counting(sock: socket.socket, timeout_s: float) -> bool:
+                asked.append(timeout_s)
+                return wait(sock, timeout_s)
+
+            monkeypatch.setattr(socket, "getaddrinfo", lambda *args: [address] * 5)
+            monkeypatch.setattr(connections, "wait_for_write", counting)
+            client = AsyncDeepSeekClient(
+                settings=Settings(api_key="k", base_url="http://many.test"), errors="raise"
+            )
+            with pytest.raises(DeadlineExceeded):
+                client.chat("hi", deadline_s=0.1)
+        assert sum(asked) < 0.2
+
+    def test_an_upload_in_pieces_ends(self):
+        """A body that is sent piece by piece to a server that does not read has the deadline once."""
+        with closing(socket.create_server(("127.0.0.1", 0))) as deaf:
+            url = f"http://127.0.0.1:{deaf.getsockname()[1]}"
+            pieces = (bytes(1_000_000) for _ in range(1000))
+            exchange = Exchange(
+                "x",
+                lambda: requests.post(url, data=pieces, timeout=60),
+                lambda exchange: exchange,
+                deadline=time.monotonic() + 0.1,
+            )
+            assert exchange().error is not None
 
     def test_a_deadline_does_not_stay_with_the_connection(self, box):
         """A call without a deadline, on a connection that one with a deadline used, has its own timeout."""
@@ -273,6 +370,34 @@ class TestKeptConnections:
             exchange = exchanged(ask, box.url)
             assert exchange.requests == box.stats()["requests"] == requests_seen
             assert (exchange.error is None) == (requests_seen == 2)
+
+    def test_a_body_that_is_used_up_is_not_sent_again(self, monkeypatch):
+        """A body from an iterator or a file cannot be repeated: the failure is told, not a half sent."""
+        served: list[int] = []
+        with closing(socket.create_server(("127.0.0.1", 0))) as listener:
+            threading.Thread(target=self.serve, args=(listener, served), daemon=True).start()
+            url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+            assert exchanged(requests.get, url, timeout=GIVE_UP_S).status == 200
+            post = functools.partial(requests.post, data=iter([b"hello ", b"world"]))
+            exchange = exchanged(self.close_under, post, url)
+            assert isinstance(exchange.error, requests.ConnectionError)
+            assert exchange.requests == 1
+
+    @staticmethod
+    def serve(listener: socket.socket, served: list[int]) -> None:
+        connection, _ = listener.accept()
+        with connection:
+            connection.settimeout(GIVE_UP_S)
+            if connection.recv(65536):
+                served.append(1)
+                connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+
+    @staticmethod
+    def close_under(send: Callable[..., Any], url: str) -> Any:
+        """Pretends that the server's close had not been noticed yet when the connection was taken."""
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("urllib3.connectionpool.is_connection_dropped", lambda connection: False)
+            return send(url, timeout=GIVE_UP_S)
 
     @pytest.mark.parametrize("fault", ["reset_in_body", "cut_body"])
     def test_a_request_that_was_answered_in_part_is_not_sent_again(self, box, fault):

@@ -133,6 +133,14 @@ class TestNetrc:
         path.unlink()
         assert self.sent(origin) is None
 
+    def test_a_path_below_the_home_folder(self, origin, monkeypatch, tmp_path):
+        """NETRC=~/name is found below HOME, and its change noticed."""
+        monkeypatch.setenv("HOME", str(tmp_path))
+        monkeypatch.setenv("NETRC", "~/mine")
+        assert self.sent(origin) is None
+        (tmp_path / "mine").write_text("machine 127.0.0.1 login one password secret\n")
+        assert self.sent(origin) is not None
+
     def test_the_home_folder_counts(self, origin, monkeypatch, tmp_path):
         """Without NETRC the file in the home folder is read, also when HOME changes."""
         monkeypatch.delenv("NETRC", raising=False)

@@ -207,12 +207,12 @@ class TestAsRequestsDoesIt:
         assert used == [f"{server.url}/"]
         assert exchange.status == 200
 
-    @pytest.mark.parametrize("own", ["pinning", "limit", "send"])
+    @pytest.mark.parametrize("own", ["source address", "limit", "send"])
     def test_an_adapter_with_settings_of_its_own_is_used(self, serve, own):
-        """A plain adapter with a pinned certificate, a connection limit or a patched method is not replaced."""
+        """A plain adapter with an address of its own, a connection limit or a patched method is not replaced."""
         adapter = HTTPAdapter(pool_block=own == "limit")
-        if own == "pinning":
-            adapter.init_poolmanager(1, 1, assert_fingerprint="00" * 32)
+        if own == "source address":
+            adapter.init_poolmanager(1, 1, source_address=("127.0.0.1", 0))
         if own == "send":
             adapter.send = adapter.send
         server = serve(reply)
