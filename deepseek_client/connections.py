@@ -17,7 +17,7 @@ from urllib3.util.connection import allowed_gai_family
 from urllib3.util.wait import wait_for_write
 
 from .exchange import Exchange, current, keep_deadline
-from .tls import context_for_proxy
+from .tls import context_for_proxy, renewed
 
 __all__ = ["POOL_CLASSES"]
 
@@ -36,6 +36,11 @@ class _Socket(socket.socket):
     def recv(self, *args: Any) -> bytes:
         keep_deadline(self)
         return super().recv(*args)
+
+    def settimeout(self, value: float | None) -> None:
+        # urllib3 sets the same one several times in a call; each is a system call that gives the GIL away.
+        if value != self.gettimeout():
+            super().settimeout(value)
 
 
 class _Watched(HTTPConnection):
@@ -125,6 +130,11 @@ class _Watched(HTTPConnection):
 
 class _WatchedTLS(_Watched, HTTPSConnection):
     """The same over TLS; tls.py's sockets tell of their handshake themselves."""
+
+    def connect(self) -> None:
+        if self.ssl_context is not None:
+            self.ssl_context = renewed(self.ssl_context)
+        super().connect()
 
     def _connect_tls_proxy(self, hostname: str, sock: socket.socket) -> Any:
         # urllib3 would make a context of the system's authorities: others than the call trusts, and not watched.

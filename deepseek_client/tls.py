@@ -12,7 +12,9 @@ from urllib3.util.ssl_ import create_urllib3_context
 
 from .exchange import current, keep_deadline
 
-__all__ = ["context_for", "context_for_proxy"]
+__all__ = ["context_for", "context_for_proxy", "renewed"]
+
+_Paths = tuple[Any, Any, Any]  # of the authorities, the client certificate and its key
 
 _KEPT = 100  # contexts; a client with more trust settings than that starts again
 
@@ -35,15 +37,20 @@ class _Socket(ssl.SSLSocket):
         keep_deadline(self)
         return super().recv(*args)
 
+    def settimeout(self, value: float | None) -> None:
+        # urllib3 sets the same one several times in a call; each is a system call that gives the GIL away.
+        if value != self.gettimeout():
+            super().settimeout(value)
 
-_contexts: dict[
-    tuple[Any, ...], tuple[Any, ssl.SSLContext]
-] = {}  # written under _lock; by paths, with their state
+
+_contexts: dict[_Paths, tuple[Any, ssl.SSLContext]] = {}  # guarded by _lock; with the state of the files
 _lock = threading.Lock()
 
 
 def context_for(verify: Any, cert: Any) -> ssl.SSLContext:
-    """The process's context for what `requests` calls `verify` and `cert`, loaded once for each state of their files.
+    """The process's context for what `requests` calls `verify` and `cert`, loaded once.
+
+    `renewed` notices when the files behind it are replaced.
 
     Args:
         verify: True for the default bundle, False for no verification, or the path of a file or folder of CAs.
@@ -57,20 +64,38 @@ def context_for(verify: Any, cert: Any) -> ssl.SSLContext:
     authorities = DEFAULT_CA_BUNDLE_PATH if verify is True else verify or None
     cert_file, key_file = (cert, None) if not cert or isinstance(cert, str) else cert
     paths = (authorities, cert_file, key_file)
+    loaded = _contexts.get(paths)
+    return _of_now(paths) if loaded is None else loaded[1]
+
+
+def renewed(context: ssl.SSLContext) -> ssl.SSLContext:
+    """The context for a new connection: the given one of ours, or one with the files as they are now.
+
+    Deployments renew certificates in place. Connections that are open go on with what they were made with.
+
+    Raises:
+        OSError: as context_for.
+    """
+    for paths, (_, known) in list(_contexts.items()):
+        if known is context:
+            return _of_now(paths)
+    return context
+
+
+def _of_now(paths: _Paths) -> ssl.SSLContext:
+    authorities, cert_file, key_file = paths
     state = (
         _state_of(authorities, "Could not find a suitable TLS CA certificate bundle, invalid path: {}"),
         _state_of(cert_file, "Could not find the TLS certificate file, invalid path: {}"),
         _state_of(key_file, "Could not find the TLS key file, invalid path: {}"),
     )
-    loaded = _contexts.get(paths)
-    if loaded is None or loaded[0] != state:
-        with _lock:
-            loaded = _contexts.get(paths)
-            if loaded is None or loaded[0] != state:
-                if len(_contexts) >= _KEPT:
-                    _contexts.clear()
-                loaded = _contexts[paths] = (state, _load(*paths))
-    return loaded[1]
+    with _lock:
+        loaded = _contexts.get(paths)
+        if loaded is None or loaded[0] != state:
+            if len(_contexts) >= _KEPT:
+                _contexts.clear()
+            loaded = _contexts[paths] = (state, _load(*paths))
+        return loaded[1]
 
 
 def context_for_proxy(context: ssl.SSLContext) -> ssl.SSLContext:

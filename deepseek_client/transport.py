@@ -113,9 +113,9 @@ class _SharedAdapter(HTTPAdapter):
 
     def build_connection_pool_key_attributes(self, request: Any, verify: Any, cert: Any = None) -> Any:
         trust: Any
-        host, trust = super().build_connection_pool_key_attributes(request, verify, cert)
+        # Without the files: the context has them loaded, and named here too, each connection would load them again.
+        host, trust = super().build_connection_pool_key_attributes(request, True)
         if host["scheme"] == "https":
-            # The context has the files loaded: named here too, they would be loaded again for each connection.
             context = context_for(verify, cert)
             trust = {"cert_reqs": context.verify_mode.name, "ssl_context": context}
         return host, trust

@@ -1,0 +1,78 @@
+"""What this project claims, each claim with the figure of this run and whether it holds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from .figures import Figures, Spread
+
+__all__ = ["claims_of"]
+
+_LEGACY_CPU = 1 / 20
+_HTTPX_TIMES = 4
+_AIOHTTP_SHARE = 0.95
+_THREAD_MB = 16 * 1024 / 1e6
+_ROUTE_SHARE = 0.4
+_FREE_MS = 50
+
+
+def claims_of(figures: Figures) -> list[dict[str, Any]]:
+    """Each as its sentence, the figure that was seen (a text) and `holds`; those that were not measured are absent."""
+    found = [*_of_calls(figures), *_of_fan_out(figures), *_of_memory(figures), *_of_the_rest(figures)]
+    return [{"claim": claim, "seen": seen, "holds": holds} for claim, seen, holds in found]
+
+
+_Claim = tuple[str, str, bool]
+
+
+def _at_least(what: str, ratio: Spread | None, limit: float) -> Iterator[_Claim]:
+    if ratio is not None:
+        yield f"{what}: at least {limit:g}", f"{ratio.median:.2f}", ratio.median >= limit
+
+
+def _at_most(what: str, ratio: Spread | None, limit: float, unit: str = "") -> Iterator[_Claim]:
+    if ratio is not None:
+        yield f"{what}: at most {limit:g}{unit}", f"{ratio.median:.3g}{unit}", ratio.median <= limit
+
+
+def _of_calls(figures: Figures) -> Iterator[_Claim]:
+    for ours in ("ours chat", "ours chat_async"):
+        for theirs, limit in (("legacy", _LEGACY_CPU), ("httpx2", 1.0)):
+            ratio = figures.ratio("cpu_ms", "a", ours, theirs, 1)
+            yield from _at_most(f"HTTPS CPU of a call, {ours} / {theirs}", ratio, limit)
+
+
+def _of_fan_out(figures: Figures) -> Iterator[_Claim]:
+    limits = {"httpx2": 1.0, "AsyncOpenAI": 1.0, "httpx": _HTTPX_TIMES, "aiohttp": _AIOHTTP_SHARE}
+    applies = {"httpx": lambda width: width >= 50, "aiohttp": lambda width: width <= 100}
+    for theirs, limit in limits.items():
+        for width in figures.widths("b"):
+            if width >= 20 and applies.get(theirs, lambda width: True)(width):
+                ratio = figures.ratio("calls_per_s", "b", "ours", theirs, width)
+                yield from _at_least(f"calls per second at W={width}, ours / {theirs}", ratio, limit)
+
+
+def _of_memory(figures: Figures) -> Iterator[_Claim]:
+    for width in figures.widths("b"):
+        ours, theirs = (figures.of("peak_mb", "b", peer, width) for peer in ("ours", "httpx2"))
+        if width >= 20 and ours and theirs:
+            limit = theirs.median + width * _THREAD_MB
+            claim = f"peak memory at W={width}: at most httpx2's and 16 KiB a thread, {limit:.1f} MB"
+            yield claim, f"{ours.median:.1f} MB", ours.median <= limit
+
+
+def _of_the_rest(figures: Figures) -> Iterator[_Claim]:
+    kinds = ("sync view", "SharedLoop async view", "Flask async view")
+    for time, name in (("wall time", "wall_us"), ("CPU", "cpu_us")):
+        added = figures.ratio_above(name, "c", *kinds)
+        yield from _at_most(f"{time} of an async route over a sync one, ours / Flask's", added, _ROUTE_SHARE)
+    for scheme in ("https", "http"):
+        late = figures.of("p99_ms", "e", scheme)
+        yield from _at_most(f"deadline to thread free over {scheme}, p99", late, _FREE_MS, " ms")
+    ceiling = figures.of("calls_per_s", "f", "slow", 200)
+    fans = [figures.of("calls_per_s", "b", peer, 200) for peer in figures.peers("b")]
+    fastest = max((fan.median for fan in fans if fan), default=0)
+    if ceiling and fastest:
+        seen = f"{ceiling.median / fastest:.2f}"
+        yield "the sandbox's ceiling / the fastest peer at W=200: above 1", seen, ceiling.median > fastest
