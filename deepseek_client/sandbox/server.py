@@ -143,6 +143,10 @@ class SandboxServer:
             return await wire.send(request, refusal.body, refusal.status)
         except web.HTTPRequestEntityTooLarge as exc:
             return await wire.send(request, Refusal(413, str(exc.text)).body, 413)
+        except (
+            ConnectionResetError
+        ):  # the client left while something was written: its right, and no error of ours
+            raise asyncio.CancelledError from None
         finally:
             traffic.departed()
 

@@ -181,6 +181,16 @@ def test_drip_never_ends(sandbox):
             assert response.read(20) == b"\n" * 20
 
 
+def test_a_client_that_leaves_is_no_error_of_the_sandbox(sandbox, caplog):
+    """Clients that go while a reply drips leave nothing in the log, whether they were noticed waiting or writing."""
+    sandbox.script([{"fault": "drip", "every_s": 0.0001, "times": 20}])
+    for _ in range(20):
+        with closing(connect(sandbox, raw_request())) as sock:
+            assert sock.recv(100)
+    sandbox.wait_until(lambda stats: stats["in_flight"] == 0)
+    assert caplog.text == ""
+
+
 def test_drip_of_some_lines_ends_in_the_reply(sandbox, http_):
     """After so many blank lines the normal reply follows, and the whole still parses."""
     sandbox.script([{"fault": "drip", "lines": 3, "every_s": 0.001}])
