@@ -69,6 +69,14 @@ class TestAnyClient:
         facade = AsyncFacade(client, pool=WorkerPool(workers=3, queue_limit=0))
         assert await asyncio.gather(*(facade.chat_async(prompt) for prompt in "abc")) == ["a", "b", "c"]
 
+    async def test_ten_thousand_calls_lose_no_slot(self):
+        """After ten thousand calls of a method that does nothing every slot is free and each result is its own."""
+        pool = WorkerPool(workers=5, queue_limit=9_995)
+        facade = AsyncFacade(SimpleNamespace(noop=lambda number: number), pool=pool)
+        assert await asyncio.gather(*map(facade.noop_async, range(10_000))) == list(range(10_000))
+        assert (pool.stats()["busy"], pool.stats()["queued"]) == (0, 0)
+        pool.close()
+
     async def test_an_exception_comes_back_as_it_is(self, facade):
         """What the client raises is raised, with its own type."""
         with pytest.raises(LookupError, match="of the client"):
