@@ -16,7 +16,7 @@ from urllib3.util import Timeout
 from urllib3.util.connection import allowed_gai_family
 from urllib3.util.wait import wait_for_write
 
-from .exchange import Exchange, current, keep_deadline
+from .exchange import DeadlineSocket, Exchange, current
 from .tls import context_for_proxy, renewed
 
 __all__ = ["POOL_CLASSES"]
@@ -24,23 +24,6 @@ __all__ = ["POOL_CLASSES"]
 # A server that closes an idle connection crosses the request on its way (RFC 9112, section 9.5): that shows within a
 # round trip. One that fails later may have worked on the request, which is then not sent again.
 _IDLE_CLOSE_WITHIN_S = 0.3
-
-
-class _Socket(socket.socket):
-    """A socket whose reads keep the deadline: the timeout of `requests` begins anew with each byte that drips."""
-
-    def recv_into(self, *args: Any) -> int:
-        keep_deadline(self)
-        return super().recv_into(*args)
-
-    def recv(self, *args: Any) -> bytes:
-        keep_deadline(self)
-        return super().recv(*args)
-
-    def settimeout(self, value: float | None) -> None:
-        # urllib3 sets the same one several times in a call; each is a system call that gives the GIL away.
-        if value != self.gettimeout():
-            super().settimeout(value)
 
 
 class _Watched(HTTPConnection):
@@ -181,7 +164,7 @@ def _connect(
     ):
         sock = None
         try:
-            sock = _Socket(family, kind, protocol)
+            sock = DeadlineSocket(family, kind, protocol)
             for option in options or ():
                 sock.setsockopt(*option)
             if source:

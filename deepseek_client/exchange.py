@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-__all__ = ["Exchange", "current", "keep_deadline"]
+__all__ = ["DeadlineSocket", "Exchange", "current"]
 
 _current: contextvars.ContextVar[Exchange | None] = contextvars.ContextVar("llm_exchange", default=None)
 
@@ -18,13 +18,6 @@ _current: contextvars.ContextVar[Exchange | None] = contextvars.ContextVar("llm_
 def current() -> Exchange | None:
     """The exchange that the running code belongs to; None outside of a call."""
     return _current.get()
-
-
-def keep_deadline(sock: Any) -> None:
-    """Caps the socket's timeout by the deadline of the exchange that the thread is in, if it is in one."""
-    exchange = current()
-    if exchange is not None:
-        exchange.keep_deadline(sock)
 
 
 class Exchange:
@@ -194,3 +187,33 @@ class Exchange:
         self.retry_after: str | None = None
         self.body: bytes | None = None
         self.error: Exception | None = None
+
+
+class DeadlineSocket(socket.socket):
+    """A socket whose reads keep the deadline of the exchange that their thread is in, if it is in one.
+
+    The timeout of `requests` begins anew with each byte that drips. Also a base of TLS sockets.
+
+    Threads: as any socket.
+    """
+
+    def recv_into(self, *args: Any) -> int:
+        """Reads as the base class does, no longer than to the deadline."""
+        self._keep_deadline()
+        return super().recv_into(*args)
+
+    def recv(self, *args: Any) -> bytes:
+        """Reads as the base class does, no longer than to the deadline."""
+        self._keep_deadline()
+        return super().recv(*args)
+
+    def settimeout(self, value: float | None) -> None:
+        """Sets the timeout, in seconds, if it is another one than before."""
+        # urllib3 sets the same one several times in a call; each is a system call that gives the GIL away.
+        if value != self.gettimeout():
+            super().settimeout(value)
+
+    def _keep_deadline(self) -> None:
+        exchange = current()
+        if exchange is not None:
+            exchange.keep_deadline(self)

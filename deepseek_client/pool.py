@@ -250,9 +250,8 @@ class _Call:
         finally:
             with self.pool._changed:
                 self.work = None  # from now on no nested call finds it
-            if (
-                self.deputy is not None
-            ):  # the slot stays taken while a nested call that was given up still runs
+            # The slot stays taken while a nested call that was given up still runs.
+            if self.deputy is not None:
                 self.deputy.shutdown(wait=True, cancel_futures=True)
             # Before the waiter hears of the result, so that it finds the slot free.
             self.pool._leave(self)

@@ -10,7 +10,7 @@ from typing import Any
 from requests.adapters import DEFAULT_CA_BUNDLE_PATH
 from urllib3.util.ssl_ import create_urllib3_context
 
-from .exchange import current, keep_deadline
+from .exchange import DeadlineSocket, current
 
 __all__ = ["context_for", "context_for_proxy", "renewed"]
 
@@ -19,7 +19,7 @@ _Paths = tuple[Any, Any, Any]  # of the authorities, the client certificate and 
 _KEPT = 100  # contexts; a client with more trust settings than that starts again
 
 
-class _Socket(ssl.SSLSocket):
+class _Socket(DeadlineSocket, ssl.SSLSocket):
     """A TLS socket whose handshake can be ended from outside, and whose reads keep the deadline."""
 
     def do_handshake(self, *args: Any) -> None:
@@ -28,19 +28,6 @@ class _Socket(ssl.SSLSocket):
             exchange.block_on(self)
             exchange.keep_deadline(self)
         super().do_handshake(*args)
-
-    def recv_into(self, *args: Any) -> int:
-        keep_deadline(self)
-        return super().recv_into(*args)
-
-    def recv(self, *args: Any) -> bytes:
-        keep_deadline(self)
-        return super().recv(*args)
-
-    def settimeout(self, value: float | None) -> None:
-        # urllib3 sets the same one several times in a call; each is a system call that gives the GIL away.
-        if value != self.gettimeout():
-            super().settimeout(value)
 
 
 _contexts: dict[_Paths, tuple[Any, ssl.SSLContext]] = {}  # guarded by _lock; with the state of the files

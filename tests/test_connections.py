@@ -8,7 +8,7 @@ import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from typing import Any
 
 import pytest
@@ -47,6 +47,19 @@ def box(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Runn
     return found
 
 
+@contextmanager
+def unanswering() -> Iterator[tuple[str, int]]:
+    """An address that answers no connection attempt: nobody accepts, and its queue is full."""
+    with ExitStack() as stack:
+        full, one, two = (stack.enter_context(closing(socket.socket())) for _ in range(3))
+        full.bind(("127.0.0.1", 0))
+        full.listen(0)
+        for filler in (one, two):
+            filler.setblocking(False)
+            filler.connect_ex(full.getsockname())
+        yield full.getsockname()
+
+
 class Running:
     """An exchange in a thread of its own."""
 
@@ -78,17 +91,8 @@ class TestAbort:
 
     def test_while_connecting(self):
         """A connection attempt that nobody answers is ended."""
-        with (
-            closing(socket.socket()) as full,
-            closing(socket.socket()) as one,
-            closing(socket.socket()) as two,
-        ):
-            full.bind(("127.0.0.1", 0))
-            full.listen(0)  # nobody accepts: once its queue is full, attempts are not answered
-            for filler in (one, two):
-                filler.setblocking(False)
-                filler.connect_ex(full.getsockname())
-            url = f"http://127.0.0.1:{full.getsockname()[1]}"
+        with unanswering() as address:
+            url = f"http://127.0.0.1:{address[1]}"
             exchange = Running(lambda: requests.get(url, timeout=60)).blocked_in("connecting").aborted()
         assert isinstance(exchange.error, requests.ConnectionError)
         assert not exchange.sent
@@ -245,34 +249,16 @@ class TestDeadline:
 
     def test_connecting_ends(self):
         """A connection attempt is cut by the deadline, not by the client's own ten seconds."""
-        with (
-            closing(socket.socket()) as full,
-            closing(socket.socket()) as one,
-            closing(socket.socket()) as two,
-        ):
-            full.bind(("127.0.0.1", 0))
-            full.listen(0)
-            for filler in (one, two):
-                filler.setblocking(False)
-                filler.connect_ex(full.getsockname())
-            url = f"http://127.0.0.1:{full.getsockname()[1]}"
+        with unanswering() as address:
+            url = f"http://127.0.0.1:{address[1]}"
             client = AsyncDeepSeekClient(settings=Settings(api_key="k", base_url=url), errors="raise")
             with pytest.raises(DeadlineExceeded):
                 client.chat("hi", deadline_s=0.1)
 
     def test_every_address_shares_the_deadline(self, monkeypatch):
         """A host with many addresses that do not answer has the deadline once, not once for each."""
-        with (
-            closing(socket.socket()) as full,
-            closing(socket.socket()) as one,
-            closing(socket.socket()) as two,
-        ):
-            full.bind(("127.0.0.1", 0))
-            full.listen(0)
-            for filler in (one, two):
-                filler.setblocking(False)
-                filler.connect_ex(full.getsockname())
-            address = (socket.AF_INET, socket.SOCK_STREAM, 0, "", full.getsockname())
+        with unanswering() as address:
+            found = (socket.AF_INET, socket.SOCK_STREAM, 0, "", address)
             asked: list[float] = []
             wait = connections.wait_for_write
 
@@ -280,7 +266,7 @@ class TestDeadline:
                 asked.append(timeout_s)
                 return wait(sock, timeout_s)
 
-            monkeypatch.setattr(socket, "getaddrinfo", lambda *args: [address] * 5)
+            monkeypatch.setattr(socket, "getaddrinfo", lambda *args: [found] * 5)
             monkeypatch.setattr(connections, "wait_for_write", counting)
             client = AsyncDeepSeekClient(
                 settings=Settings(api_key="k", base_url="http://many.test"), errors="raise"

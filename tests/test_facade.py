@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import threading
 from types import SimpleNamespace
-from typing import Any
 from unittest.mock import Mock, patch
 
 import pytest
 import responses
+from clients import UNKNOWN, build, called
 
 from deepseek_client import (
     AsyncDeepSeekClient,
@@ -27,7 +27,6 @@ from deepseek_client import (
 from deepseek_client.sandbox import SandboxConfig, running
 
 GIVE_UP_S = 5.0
-UNKNOWN = {"intent": "unknown", "slots": {}, "allowed": True, "reason": ""}
 NOWHERE = {"DEEPSEEK_API_KEY": "sk-test", "DEEPSEEK_BASE_URL": "http://127.0.0.1:9"}
 
 
@@ -171,10 +170,6 @@ class TestAnyClient:
         await asyncio.gather(*calls)
 
 
-def build(settings: Settings, **options: Any) -> AsyncDeepSeekClient:
-    return AsyncDeepSeekClient(settings=settings, **{"errors": "raise", **options})
-
-
 class TestConstruction:
     """How AsyncDeepSeekClient finds what it wraps."""
 
@@ -231,16 +226,6 @@ class TestConstruction:
         """A typing error in `errors` is named."""
         with pytest.raises(ConfigError, match='errors=\'ignore\': need "swallow" or "raise"'):
             AsyncDeepSeekClient(errors="ignore")
-
-
-def called(client: AsyncDeepSeekClient, way: str) -> Any:
-    context = SimpleNamespace()
-    return {
-        "chat_async": lambda: asyncio.run(client.chat_async("hi")),
-        "parse_async": lambda: asyncio.run(client.parse_async("打坐", context)),
-        "chat": lambda: client.chat("hi"),
-        "parse": lambda: client.parse("打坐", context),
-    }[way]()
 
 
 def test_a_fenced_parse_reply_is_understood(sandbox, settings):

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
-from types import SimpleNamespace
-from typing import Any
-
 import pytest
+from clients import UNKNOWN, build, called
 
 from deepseek_client import (
-    AsyncDeepSeekClient,
     AuthenticationFailed,
     BadReply,
     ConfigError,
@@ -24,12 +20,7 @@ from deepseek_client import (
 )
 
 GIVE_UP_S = 5.0
-UNKNOWN = {"intent": "unknown", "slots": {}, "allowed": True, "reason": ""}
 NOWHERE = {"DEEPSEEK_API_KEY": "sk-test", "DEEPSEEK_BASE_URL": "http://127.0.0.1:9"}
-
-
-def build(settings: Settings, **options: Any) -> AsyncDeepSeekClient:
-    return AsyncDeepSeekClient(settings=settings, **{"errors": "raise", **options})
 
 
 FAULTS = [
@@ -56,16 +47,6 @@ FAULTS = [
     ({"fault": "insufficient_system_resource"}, BadReply),
     ({"fault": "invalid_utf8"}, BadReply),
 ]
-
-
-def called(client: AsyncDeepSeekClient, way: str) -> Any:
-    context = SimpleNamespace()
-    return {
-        "chat_async": lambda: asyncio.run(client.chat_async("hi")),
-        "parse_async": lambda: asyncio.run(client.parse_async("打坐", context)),
-        "chat": lambda: client.chat("hi"),
-        "parse": lambda: client.parse("打坐", context),
-    }[way]()
 
 
 @pytest.mark.parametrize("way", ["chat_async", "parse_async", "chat", "parse"])

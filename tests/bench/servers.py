@@ -17,7 +17,7 @@ from typing import IO, Any, NamedTuple
 
 import aiohttp
 
-from .upstream import ROOT
+from .upstream import ROOT, end
 from .wire import KEY, is_answer, prompts
 
 __all__ = ["BATCH", "CONNECTIONS", "THREADS", "WORKERS", "measure"]
@@ -137,12 +137,7 @@ def _running(spec: dict[str, Any], kind: _Server) -> Iterator[str]:
             _wait_for(url, server, output)
             yield url
         finally:
-            server.terminate()
-            try:
-                server.wait(5)
-            except subprocess.TimeoutExpired:
-                server.kill()
-                server.wait()
+            end(server)
 
 
 def _wait_for(url: str, server: subprocess.Popen[bytes], output: IO[bytes]) -> None:

@@ -16,7 +16,7 @@ import trustme
 
 from .plan import LATENCY_MS
 
-__all__ = ["ROOT", "clean_environment", "running_sandboxes"]
+__all__ = ["ROOT", "clean_environment", "end", "running_sandboxes"]
 
 ROOT = Path(__file__).parents[2]
 _START_S = 20
@@ -77,12 +77,17 @@ def _sandbox(env: dict[str, str], options: list[str]) -> Iterator[str]:
             raise RuntimeError(f"the sandbox did not start within {_START_S} s")
         yield banner.split()[1]
     finally:
-        process.terminate()
-        try:
-            process.wait(5)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        end(process)
+
+
+def end(process: subprocess.Popen[bytes]) -> None:
+    """Ends a process that this one started, by force if it does not go by itself."""
+    process.terminate()
+    try:
+        process.wait(5)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
 
 
 def _first_line(process: subprocess.Popen[bytes]) -> str:
