@@ -11,8 +11,9 @@ from typing import Any
 
 from . import transport
 from .errors import DeadlineExceeded, DeepSeekError, InvalidRequest, PoolClosed
-from .events import CallFinished, emit
+from .events import AttemptFinished, CallFinished, emit
 from .exchange import Exchange
+from .policy import Policy
 from .pool import WorkerPool, default_pool
 from .settings import Settings
 
@@ -27,14 +28,18 @@ class Caller:
     Args:
         client: any object with blocking methods.
         pool: None for the process-wide pool of the size that `settings` give.
+        policy: None tries nothing again and has no breaker.
 
     Threads: any number of threads and event loops may call at once; after `close` they get PoolClosed.
     """
 
-    def __init__(self, client: Any, pool: WorkerPool | None, settings: Settings) -> None:
+    def __init__(
+        self, client: Any, pool: WorkerPool | None, settings: Settings, policy: Policy | None = None
+    ) -> None:
         self.client = client
         self.settings = settings
         self._pool = pool
+        self._policy = policy
         self.is_closed = False
 
     def close(self) -> None:
@@ -56,23 +61,47 @@ class Caller:
 
     async def on_pool(self, judge: _Judge, deadline: float, method: str, /, *args: Any, **kwargs: Any) -> Any:
         """Runs the client's method on the pool; returns or raises what `judge` does, or raises what the pool does."""
-        exchange = self._exchange(judge, deadline, method, args, kwargs)
-        with _reported("async", exchange):
-            return await self.pool.run(exchange, deadline=deadline)
+        with self._reported(method, "async") as call:
+
+            async def attempt() -> Any:
+                exchange = self._exchange(judge, deadline, method, args, kwargs)
+                with call.attempted(exchange):
+                    return await self.pool.run(exchange, deadline=deadline)
+
+            return await (attempt() if self._policy is None else self._policy.run(attempt, deadline))
 
     def here(self, judge: _Judge, deadline: float, method: str, /, *args: Any, **kwargs: Any) -> Any:
-        """The same in the caller's thread, where the transport's reads keep the deadline."""
-        exchange = self._exchange(judge, deadline, method, args, kwargs)
-        with _reported("sync", exchange):
+        """The same in the caller's thread, where the transport's reads keep the deadline; nothing is tried again."""
+        with self._reported(method, "sync") as call:
             if deadline <= time.monotonic():
                 raise DeadlineExceeded("The call's time was over before it was started.")
-            return exchange()
+            exchange = self._exchange(judge, deadline, method, args, kwargs)
+            with call.attempted(exchange):
+                return exchange()
+
+    @contextmanager
+    def _reported(self, method: str, mode: str) -> Iterator[_Call]:
+        """One call, from the breaker's leave to begin it to the report of its end."""
+        if self.is_closed:
+            raise PoolClosed("This client is closed.")
+        breaker = None if self._policy is None else self._policy.breaker
+        call, error, ticket = _Call(method), None, None
+        try:
+            if breaker is not None:
+                ticket = breaker.enter()
+            yield call
+        except BaseException as exc:
+            error = exc
+            raise
+        finally:
+            if breaker is not None and ticket is not None:
+                breaker.leave(ticket, error, call.ran_s)
+            waited_s = time.monotonic() - call.began - call.ran_s
+            emit(CallFinished(method, mode, waited_s, call.ran_s, _code_of(error), call.usage, call.attempts))
 
     def _exchange(
         self, judge: _Judge, deadline: float, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Exchange:
-        if self.is_closed:
-            raise PoolClosed("This client is closed.")
         if self.settings.transport:
             transport.install()
         return Exchange(
@@ -115,22 +144,36 @@ async def in_turns(
     return results
 
 
-@contextmanager
-def _reported(mode: str, exchange: Exchange) -> Iterator[None]:
-    admitted, error = time.monotonic(), None
-    try:
-        yield
-    except BaseException as exc:
-        error = _code_of(exc)
-        raise
-    finally:
-        now = time.monotonic()
-        began = exchange.began or now
-        ended = exchange.ended or now
-        emit(CallFinished(exchange.method, mode, began - admitted, ended - began, error, exchange.usage))
+class _Call:
+    """What a call came to so far, over its attempts."""
+
+    def __init__(self, method: str) -> None:
+        self.method = method
+        self.began = time.monotonic()
+        self.ran_s = 0.0
+        self.attempts = 0
+        self.usage: dict[str, Any] = {}
+
+    @contextmanager
+    def attempted(self, exchange: Exchange) -> Iterator[None]:
+        """Adds one attempt, unless it ended before a thread began it."""
+        error = None
+        try:
+            yield
+        except BaseException as exc:
+            error = exc
+            raise
+        finally:
+            if exchange.began is not None:
+                self.attempts += 1
+                self.ran_s += (exchange.ended or time.monotonic()) - exchange.began
+                self.usage = exchange.usage
+                emit(AttemptFinished(self.method, _code_of(error)))
 
 
-def _code_of(exc: BaseException) -> str:
-    if isinstance(exc, DeepSeekError):
-        return exc.code
-    return "cancelled" if isinstance(exc, asyncio.CancelledError) else "unexpected"
+def _code_of(error: BaseException | None) -> str | None:
+    if error is None:
+        return None
+    if isinstance(error, DeepSeekError):
+        return error.code
+    return "cancelled" if isinstance(error, asyncio.CancelledError) else "unexpected"

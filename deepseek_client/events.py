@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["CallFinished", "emit", "subscribe", "unsubscribe"]
+__all__ = ["AttemptFinished", "BreakerChanged", "CallFinished", "emit", "subscribe", "unsubscribe"]
 
 _logger = logging.getLogger(__name__)
 
@@ -23,10 +23,11 @@ class CallFinished:
     Attributes:
         method: name of the wrapped client's method, e.g. "chat".
         mode: "async" when it ran on the pool, "sync" when it ran in the caller's thread.
-        waited_s: seconds in the queue.
-        ran_s: seconds in a worker; 0 when it never started.
+        waited_s: seconds in the queue, and between attempts.
+        ran_s: seconds in a thread, of all attempts; 0 when it never started.
         error: the error's code, None on success.
         usage: the reply's token counts as the API names them; empty when there was none.
+        attempts: how often the method was run; 0 when it never started.
     """
 
     method: str
@@ -35,9 +36,35 @@ class CallFinished:
     ran_s: float
     error: str | None
     usage: dict[str, Any]
+    attempts: int
 
 
-_Hook = Callable[[CallFinished], None]
+@dataclass(frozen=True)
+class AttemptFinished:
+    """One run of the client's method has ended, or nobody waits for it any more.
+
+    Attributes:
+        method: as in CallFinished.
+        error: the error's code, None on success.
+    """
+
+    method: str
+    error: str | None
+
+
+@dataclass(frozen=True)
+class BreakerChanged:
+    """A circuit breaker has opened, or has stayed open after a probe, or has closed.
+
+    Attributes:
+        state: "open" or "closed".
+    """
+
+    state: str
+
+
+_Event = CallFinished | AttemptFinished | BreakerChanged
+_Hook = Callable[[Any], None]
 _hooks: tuple[_Hook, ...] = ()  # replaced under _lock, never changed: emit() reads it without
 _lock = threading.Lock()
 
@@ -63,7 +90,7 @@ def unsubscribe(hook: _Hook) -> None:
         _hooks = tuple(known for known in _hooks if known != hook)
 
 
-def emit(event: CallFinished) -> None:
+def emit(event: _Event) -> None:
     """Hands `event` to every hook. Never raises because of one.
 
     Threads: any.

@@ -15,6 +15,7 @@ from .client import DeepSeekClient
 from .errors import ConfigError, DeepSeekError
 from .exchange import Exchange
 from .models import RETIRED
+from .policy import Breaker, Policy, default_breaker
 from .pool import WorkerPool
 from .replies import blank_result, check_text, outcome_of, returned_or_raised
 from .settings import Settings
@@ -91,8 +92,10 @@ class AsyncDeepSeekClient(AsyncFacade):
         client: wrap this client, as it is configured, instead of building a DeepSeekClient.
         pool: None for the process-wide pool, sized by LLM_MAX_WORKERS.
         settings: None for `Settings.from_env(os.environ)`.
-        errors: "swallow" returns a failed call as the legacy client does ({"text": ""}, intent "unknown") and logs
-            it; "raise" raises a DeepSeekError that says what really happened.
+        errors: "swallow" logs a failed call and returns what the legacy client does ({"text": ""}, intent
+            "unknown"); "raise" raises a DeepSeekError that says what really happened.
+        breaker: refuses calls while the API keeps failing. None for one of this client's own; or, for a client that
+            is configured by the environment alone, the process-wide one of its address and key.
 
     Threads: as AsyncFacade.
     """
@@ -106,25 +109,27 @@ class AsyncDeepSeekClient(AsyncFacade):
         pool: WorkerPool | None = None,
         settings: Settings | None = None,
         errors: str = "swallow",
+        breaker: Breaker | None = None,
     ) -> None:
         if errors not in ("swallow", "raise"):
             raise ConfigError(f'errors={errors!r}: need "swallow" or "raise"')
+        is_default = client is None and settings is None
         settings = settings or Settings.from_env(os.environ)
         if client is None:
             key = (api_key or "").strip() or settings.api_key
             client = DeepSeekClient(key, settings.model or model)
-            client.api_key = (
-                key  # where settings are given, a key of the environment must not reach their address
-            )
+            client.api_key = key  # a key of the environment must not reach the address of other settings
             client.base_url = settings.base_url
             if client.model in RETIRED and not settings.transport:
                 _logger.warning(
-                    "DEEPSEEK_TRANSPORT=0 sends the retired model %s as it is, which the API refuses: every call "
-                    "will come back blank; DEEPSEEK_MODEL names another",
-                    client.model,
-                )
-        super().__init__(client, pool=pool, settings=settings)
-        self._errors = errors
+                    "DEEPSEEK_TRANSPORT=0 sends the retired model %s as it is, and the API refuses it: every call "
+                    "will come back blank; DEEPSEEK_MODEL names another", client.model,
+                )  # fmt: skip
+        if breaker is None and is_default:
+            breaker = default_breaker(client.base_url, client.api_key, settings.deadline_s)
+        policy = Policy(settings.max_attempts, breaker or Breaker(settings.deadline_s))
+        self._client, self._errors = client, errors
+        self._caller = Caller(client, pool, settings, policy)
 
     async def chat_async(self, prompt: str, *, deadline_s: float | None = None) -> dict[str, Any]:
         """The model's answer, {"text": str}, within `deadline_s` seconds (None: LLM_DEADLINE_S)."""
@@ -156,11 +161,11 @@ class AsyncDeepSeekClient(AsyncFacade):
         return await in_turns(chat, list(prompts), width, return_exceptions=return_exceptions)
 
     def chat(self, prompt: str, *, deadline_s: float | None = None) -> dict[str, Any]:
-        """The legacy method in the caller's thread, over the shared transport, ended at the deadline."""
+        """The legacy method in the caller's thread, over the shared transport, tried once, ended at the deadline."""
         return self._answer_here(self._caller.until(deadline_s), "chat", prompt)
 
     def parse(self, utterance: str, ctx: Any, *, deadline_s: float | None = None) -> dict[str, Any]:
-        """The legacy method in the caller's thread, over the shared transport, ended at the deadline."""
+        """As `chat`."""
         return self._answer_here(self._caller.until(deadline_s), "parse", utterance, ctx)
 
     async def _call_until(self, deadline: float, method: str, text: str, *more: Any) -> Any:

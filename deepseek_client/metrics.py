@@ -9,12 +9,13 @@ from prometheus_client import (
     CONTENT_TYPE_LATEST,
     CollectorRegistry,
     Counter,
+    Gauge,
     Histogram,
     generate_latest,
 )
 from prometheus_client.multiprocess import MultiProcessCollector
 
-from .events import CallFinished, subscribe
+from .events import AttemptFinished, BreakerChanged, CallFinished, subscribe
 
 __all__ = ["exposition", "install"]
 
@@ -39,11 +40,37 @@ class _Metrics:
             registry=self.registry,
         )
 
-    def record(self, event: CallFinished) -> None:
+        self._attempts = Counter(
+            "deepseek_attempts_total",
+            "Runs of the client's method, by the code of the error or ok.",
+            ["outcome"],
+            registry=self.registry,
+        )
+        self._retries = Counter(
+            "deepseek_retries_total", "Attempts that were not a call's first.", registry=self.registry
+        )
+        self._breaker = Gauge(
+            "deepseek_breaker_state",
+            "Processes whose circuit breaker is open.",
+            registry=self.registry,
+            multiprocess_mode="livesum",
+        )
+
+    def record(self, event: CallFinished | AttemptFinished | BreakerChanged) -> None:
+        if isinstance(event, AttemptFinished):
+            self._attempts.labels(event.error or "ok").inc()
+        elif isinstance(event, BreakerChanged):
+            self._breaker.set(event.state == "open")
+        else:
+            self._record_call(event)
+
+    def _record_call(self, event: CallFinished) -> None:
         self._requests.labels(event.method, event.mode).inc()
         if event.error is not None:
             self._errors.labels(event.method, event.mode, event.error).inc()
         self._duration.labels(event.method, event.mode).observe(event.waited_s + event.ran_s)
+        if event.attempts > 1:
+            self._retries.inc(event.attempts - 1)
 
 
 @functools.cache
@@ -57,7 +84,7 @@ def install() -> None:
     subscribe(_record)
 
 
-def _record(event: CallFinished) -> None:
+def _record(event: CallFinished | AttemptFinished | BreakerChanged) -> None:
     _metrics().record(event)
 
 

@@ -14,6 +14,7 @@ import os
 import threading
 import time
 import weakref
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
@@ -24,6 +25,9 @@ __all__ = ["WorkerPool", "close_default_pools", "default_pool"]
 
 _T = TypeVar("_T")
 
+# How fast the queue drains is told by the last calls that ended, if they are as many and as recent as this.
+_MEASURED_CALLS = 10
+_MEASURED_WITHIN_S = 60.0
 
 # The call that the running code is part of, also on an event loop that the call's thread waits for.
 _inside: contextvars.ContextVar[_Call | None] = contextvars.ContextVar("llm_call", default=None)
@@ -58,6 +62,8 @@ class WorkerPool:
         self._queued = 0  # guarded by _changed; slots of calls that wait
         self._running = 0  # guarded by _changed; slots of calls that run
         self._rejected = 0  # guarded by _changed
+        self._ran_s: deque[float] = deque(maxlen=_MEASURED_CALLS)  # guarded by _changed; of the last calls
+        self._last_ended = 0.0  # guarded by _changed
         self._closed = False  # guarded by _changed
         self._executor = ThreadPoolExecutor(self._workers, thread_name_prefix="llm-worker")
 
@@ -74,7 +80,9 @@ class WorkerPool:
             deadline: a moment on `time.monotonic()`; None waits without limit.
 
         Raises:
-            Overloaded: no slot is free; `fn` was not called.
+            Overloaded: no slot is free, or by the pace of the last calls a thread would be free only after the
+                deadline; `fn` was not called. Its `retry_after_s` is the time in which what waits now should be
+                done, None while that is not known.
             DeadlineExceeded: the deadline passed, in the queue (`fn` was not called) or while `fn` ran.
             PoolClosed: the pool was closed before `fn` was called or while it ran.
             asyncio.CancelledError: the waiting task was cancelled; a queued call is removed, a running one aborted.
@@ -82,7 +90,8 @@ class WorkerPool:
         if deadline is not None and deadline <= time.monotonic():
             raise DeadlineExceeded("The call's time was over before it was started.")
         context = contextvars.copy_context()
-        call = _Call(self, functools.partial(context.run, fn, *args, **kwargs), getattr(fn, "abort", None))
+        work = functools.partial(context.run, fn, *args, **kwargs)
+        call = _Call(self, work, getattr(fn, "abort", None), deadline)
         context.run(_inside.set, call)
         executor = self._admit(call)
         loop = asyncio.get_running_loop()
@@ -153,20 +162,38 @@ class WorkerPool:
             if taken >= self._workers and outer is not None:
                 self._calls.add(call)
                 return outer.deputy_locked()
-            if taken >= self._workers + self._queue_limit:
-                self._rejected += 1
-                raise Overloaded(
-                    f"All {self._workers} workers are busy and {self._queue_limit} calls wait already."
-                )
+            if taken >= self._workers:
+                self._check_queue_locked(call)
             call.slots = 1
             self._queued += 1
             self._calls.add(call)
             return self._executor
 
+    def _check_queue_locked(self, call: _Call) -> None:
+        """Raises Overloaded if the call finds no place in the queue, or none that helps."""
+        waiting = self._queued + self._running - self._workers
+        now, wait_s, reason = time.monotonic(), None, None
+        if len(self._ran_s) == _MEASURED_CALLS and now - self._last_ended < _MEASURED_WITHIN_S:
+            wait_s = (waiting + 1) * sum(self._ran_s) / _MEASURED_CALLS / self._workers
+        if waiting >= self._queue_limit:
+            reason = f"{self._queue_limit} calls wait already"
+        elif wait_s is not None and call.deadline is not None and now + wait_s > call.deadline:
+            reason = f"{waiting} calls that wait already leave this one no time"
+        if reason is not None:
+            self._rejected += 1
+            raise Overloaded(f"All {self._workers} workers are busy and {reason}.", retry_after_s=wait_s)
+
     def _start(self, call: _Call) -> bool:
         """Whether somebody still waits for the queued call, which runs from now on."""
         with self._changed:
             if call not in self._calls or call.error is not None:
+                return False
+            call.began = time.monotonic()
+            if (
+                call.deadline is not None and call.began >= call.deadline
+            ):  # sooner than its waiter has noticed
+                call.error = DeadlineExceeded("The call's time was over before it was started.")
+                self._leave_locked(call)
                 return False
             call.running = True
             self._queued -= call.slots
@@ -184,6 +211,9 @@ class WorkerPool:
         if call.running:
             call.running = False
             self._running -= call.slots
+            if call.slots:
+                self._last_ended = time.monotonic()
+                self._ran_s.append(self._last_ended - call.began)
         else:
             self._queued -= call.slots
         call.work = None  # the executor keeps the husk until a thread is free; not the prompt with it
@@ -206,14 +236,23 @@ def _wake(waiter: asyncio.Future[None]) -> None:
 class _Call:
     """One admitted call, from its slot to its thread's end."""
 
-    __slots__ = ("abort", "deputy", "error", "notify", "outer", "pool", "running", "slots", "work")
+    __slots__ = (
+        *("abort", "began", "deadline", "deputy", "error", "notify", "outer", "pool", "running", "slots"),
+        "work",
+    )
 
     def __init__(
-        self, pool: WorkerPool, work: Callable[[], Any], abort: Callable[[str], None] | None
+        self,
+        pool: WorkerPool,
+        work: Callable[[], Any],
+        abort: Callable[[str], None] | None,
+        deadline: float | None,
     ) -> None:
         self.pool = pool
         self.work: Callable[[], Any] | None = work  # guarded by pool._changed; None once it ended
         self.abort = abort
+        self.deadline = deadline
+        self.began = 0.0  # guarded by pool._changed
         self.slots = 0  # how many it takes: 0 when its caller's worker stands in
         self.running = False  # guarded by pool._changed
         self.error: DeepSeekError | None = None  # guarded by pool._changed

@@ -148,6 +148,8 @@ def failure_of(exchange: Exchange) -> DeepSeekError | None:
 
 def _failure_from(error: Exception) -> DeepSeekError:
     failure: DeepSeekError
+    if isinstance(error, DeepSeekError):  # the transport's own: a reply that is too large
+        return error
     if isinstance(error, _UNBUILDABLE):
         failure = ConfigError("The request cannot be built: check the base URL, the proxy and the key.")
     elif isinstance(error, requests.exceptions.ContentDecodingError):

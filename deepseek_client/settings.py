@@ -20,6 +20,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "queue_limit": (0, 100_000),
     "deadline_s": (0.001, 3600),
     "read_timeout_s": (0.001, 3600),
+    "max_attempts": (1, 100),
     "batch_limit": (1, 10_000),
     "prompt_limit": (1, 1_000_000),
 }
@@ -34,6 +35,7 @@ class Settings:
         queue_limit: LLM_QUEUE_LIMIT, calls that may wait for a thread.
         deadline_s: LLM_DEADLINE_S, seconds for the whole of one call.
         read_timeout_s: LLM_READ_TIMEOUT_S, seconds between two pieces of a reply; None leaves it to the client.
+        max_attempts: LLM_MAX_ATTEMPTS, attempts of one call on the pool, the first counted.
         batch_limit: LLM_BATCH_LIMIT, prompts in one batch request.
         prompt_limit: LLM_PROMPT_LIMIT, characters in one prompt.
         use_async: USE_ASYNC_DEEPSEEK; False runs each call in its caller's thread.
@@ -52,6 +54,7 @@ class Settings:
     queue_limit: int = 100
     deadline_s: float = 25.0
     read_timeout_s: float | None = None
+    max_attempts: int = 3
     batch_limit: int = 100
     prompt_limit: int = 20_000
     use_async: bool = True
@@ -78,6 +81,7 @@ class Settings:
             queue_limit=_whole(env, "LLM_QUEUE_LIMIT", cls.queue_limit, *_RANGES["queue_limit"]),
             deadline_s=_seconds(env, "LLM_DEADLINE_S", *_RANGES["deadline_s"]) or cls.deadline_s,
             read_timeout_s=_seconds(env, "LLM_READ_TIMEOUT_S", *_RANGES["read_timeout_s"]),
+            max_attempts=_whole(env, "LLM_MAX_ATTEMPTS", cls.max_attempts, *_RANGES["max_attempts"]),
             batch_limit=_whole(env, "LLM_BATCH_LIMIT", cls.batch_limit, *_RANGES["batch_limit"]),
             prompt_limit=_whole(env, "LLM_PROMPT_LIMIT", cls.prompt_limit, *_RANGES["prompt_limit"]),
             use_async=_switch(env, "USE_ASYNC_DEEPSEEK", cls.use_async),

@@ -11,6 +11,7 @@ import functools
 import os
 import threading
 import time
+from collections.abc import Iterator
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -21,6 +22,7 @@ from urllib3.util import Timeout
 
 from . import environment
 from .connections import POOL_CLASSES
+from .errors import BadReply
 from .exchange import Exchange, current
 from .models import with_successor
 from .tls import context_for
@@ -29,6 +31,9 @@ __all__ = ["install"]
 
 _HOSTS = 32  # hosts whose connections are kept
 _CONNECTIONS = 1000  # idle connections kept for a host: the most that LLM_MAX_WORKERS allows
+# Of a whole reply, decompressed. Far above any answer (a model's longest, each character escaped, has some 4 MiB); a
+# hundred threads that read endless bodies would otherwise take all memory.
+_REPLY_LIMIT_BYTES = 16 * 1024 * 1024
 
 
 def install() -> None:
@@ -78,6 +83,7 @@ class _Recorder(BaseAdapter):
                 if not stream:
                     exchange.phase = "reading"
                     # The Session would read it a moment later, where a failure could not be seen.
+                    _limit(response)
                     exchange.body = response.content
                 exchange.phase = "done"
                 return response
@@ -124,6 +130,25 @@ class _SharedAdapter(HTTPAdapter):
         """Nothing to set for HTTPS: the pool that was found by these settings has their context."""
         if not url.lower().startswith("https"):
             super().cert_verify(conn, url, verify, cert)  # type: ignore[no-untyped-call]
+
+
+def _limit(response: requests.Response) -> None:
+    """Makes reading the body end in BadReply, and its connection with it, when there is too much of it."""
+    read = getattr(response.raw, "stream", None)
+    if read is None:
+        return
+
+    @functools.wraps(read)
+    def stream(*args: Any, **kwargs: Any) -> Iterator[bytes]:
+        body_bytes = 0
+        for piece in read(*args, **kwargs):
+            body_bytes += len(piece)
+            if body_bytes > _REPLY_LIMIT_BYTES:
+                response.close()
+                raise BadReply(f"The API's reply is larger than {_REPLY_LIMIT_BYTES} bytes.")
+            yield piece
+
+    response.raw.stream = stream  # type: ignore[method-assign]
 
 
 def _timeouts(timeout: Any, exchange: Exchange) -> Any:

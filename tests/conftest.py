@@ -53,8 +53,9 @@ def sandbox(shared_sandbox: RunningSandbox) -> RunningSandbox:
 
 @pytest.fixture
 def settings(sandbox: RunningSandbox) -> Settings:
-    """Settings that send calls to the sandbox."""
-    return Settings.from_env({"DEEPSEEK_API_KEY": "sk-test", "DEEPSEEK_BASE_URL": sandbox.url})
+    """Settings that send calls to the sandbox, each once."""
+    upstream = {"DEEPSEEK_API_KEY": "sk-test", "DEEPSEEK_BASE_URL": sandbox.url}
+    return Settings.from_env({**upstream, "LLM_MAX_ATTEMPTS": "1"})
 
 
 @pytest.fixture

@@ -19,9 +19,14 @@ from deepseek_client.replies import returned_or_raised
 @pytest.fixture
 def reports():
     seen: list[events.CallFinished] = []
-    events.subscribe(seen.append)
+
+    def note(event: object) -> None:
+        if isinstance(event, events.CallFinished):
+            seen.append(event)
+
+    events.subscribe(note)
     yield seen
-    events.unsubscribe(seen.append)
+    events.unsubscribe(note)
 
 
 @pytest.fixture
@@ -43,6 +48,7 @@ async def test_a_call_on_the_pool_is_reported(pool, reports):
     assert (report.method, report.mode, report.error) == ("chat", "async", None)
     assert report.waited_s >= 0
     assert report.ran_s >= 0
+    assert report.attempts == 1
 
 
 async def test_a_method_may_have_any_parameters(pool):
@@ -86,7 +92,7 @@ async def test_a_refused_call_is_reported(pool, reports):
         await calls.on_pool(returned_or_raised, calls.until(), "chat")
     blocked.gate.set()
     await running
-    assert [(report.error, report.ran_s) for report in reports] == [("overloaded", 0.0)]
+    assert [(report.error, report.ran_s, report.attempts) for report in reports] == [("overloaded", 0.0, 0)]
 
 
 async def test_a_cancelled_call_is_reported(pool, reports):

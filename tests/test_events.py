@@ -6,7 +6,7 @@ import pytest
 from deepseek_client import events
 from deepseek_client.events import CallFinished, emit, subscribe, unsubscribe
 
-EVENT = CallFinished("chat", "async", 0.25, 1.5, None, {"total_tokens": 18})
+EVENT = CallFinished("chat", "async", 0.25, 1.5, None, {"total_tokens": 18}, 1)
 
 
 @pytest.fixture(autouse=True)

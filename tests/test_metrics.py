@@ -9,7 +9,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from deepseek_client import events, metrics
-from deepseek_client.events import CallFinished, emit
+from deepseek_client.events import AttemptFinished, BreakerChanged, CallFinished, emit
 
 GIVE_UP_S = 5
 ROOT = Path(__file__).parents[1]
@@ -27,7 +27,7 @@ for calls in (1, 2):
     child = os.fork()
     if child == 0:
         for _ in range(calls):
-            emit(CallFinished("chat", "async", 0.1, 0.2, "overloaded", {}))
+            emit(CallFinished("chat", "async", 0.1, 0.2, "overloaded", {}, 0))
         os._exit(0)
     _, status = os.waitpid(child, 0)
     assert status == 0, status
@@ -50,7 +50,7 @@ def method():
 
 def call(method, error=None, *, mode="async", waited_s=0.0, ran_s=0.0):
     """One call ended."""
-    emit(CallFinished(method, mode, waited_s, ran_s, error, {}))
+    emit(CallFinished(method, mode, waited_s, ran_s, error, {}, 1))
 
 
 def samples(text, method):
@@ -127,6 +127,39 @@ def test_without_install_nothing_is_counted(monkeypatch, method):
     monkeypatch.setattr(events, "_hooks", ())
     call(method)
     assert shown(method) == {}
+
+
+def one(name, **labels):
+    """The value of one sample, whatever its method; 0 while there is none."""
+    families = text_string_to_metric_families(metrics.exposition()[0].decode())
+    found = [sample for family in families for sample in family.samples if sample.name == name]
+    return sum(sample.value for sample in found if labels.items() <= sample.labels.items())
+
+
+def test_attempts_are_counted_by_their_outcome():
+    """Each attempt counts as ok or by its error's code."""
+    before = {outcome: one("deepseek_attempts_total", outcome=outcome) for outcome in ("ok", "bad_reply")}
+    for error in ("bad_reply", "bad_reply", None):
+        emit(AttemptFinished("chat", error))
+    assert one("deepseek_attempts_total", outcome="bad_reply") == before["bad_reply"] + 2
+    assert one("deepseek_attempts_total", outcome="ok") == before["ok"] + 1
+
+
+@pytest.mark.parametrize(("attempts", "retries"), [(0, 0), (1, 0), (3, 2)])
+def test_retries_are_attempts_after_the_first(method, attempts, retries):
+    """A call that was tried three times has two retries; one that never started has none."""
+    before = one("deepseek_retries_total")
+    emit(CallFinished(method, "async", 0.0, 0.0, None, {}, attempts))
+    assert one("deepseek_retries_total") == before + retries
+
+
+def test_the_breaker_is_one_while_it_is_open():
+    """The state is 1 from its opening to its closing."""
+    states = []
+    for state in ("open", "open", "closed"):
+        emit(BreakerChanged(state))
+        states.append(one("deepseek_breaker_state"))
+    assert states == [1, 1, 0]
 
 
 def test_exposition_is_prometheus_text():

@@ -10,6 +10,7 @@ TABLE = [
     ("LLM_QUEUE_LIMIT", "queue_limit", 100, "0", 0),
     ("LLM_DEADLINE_S", "deadline_s", 25.0, "0.5", 0.5),
     ("LLM_READ_TIMEOUT_S", "read_timeout_s", None, "0.5", 0.5),
+    ("LLM_MAX_ATTEMPTS", "max_attempts", 3, "1", 1),
     ("LLM_BATCH_LIMIT", "batch_limit", 100, "3", 3),
     ("LLM_PROMPT_LIMIT", "prompt_limit", 20000, "9", 9),
     ("USE_ASYNC_DEEPSEEK", "use_async", True, "0", False),
@@ -24,6 +25,7 @@ DEFAULTS = {field: default for _, field, default, *_ in TABLE}
 WHOLE = {
     "LLM_MAX_WORKERS": (1, 1000),
     "LLM_QUEUE_LIMIT": (0, 100_000),
+    "LLM_MAX_ATTEMPTS": (1, 100),
     "LLM_BATCH_LIMIT": (1, 10_000),
     "LLM_PROMPT_LIMIT": (1, 1_000_000),
 }

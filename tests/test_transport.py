@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import gzip
 import json
 import os
 import socket
@@ -16,11 +18,51 @@ from requests.adapters import HTTPAdapter
 from requests.auth import HTTPDigestAuth
 from serving import ask, exchanged, reply
 
-from deepseek_client import transport
+from deepseek_client import BadReply, transport
 from deepseek_client.exchange import Exchange
+from deepseek_client.replies import failure_of
 
 GIVE_UP_S = 5.0
 URL = "https://api.example.test/chat/completions"
+
+
+class TestReplyLimit:
+    """A reply of no end takes no memory of no end."""
+
+    @pytest.mark.parametrize("stated", [True, False], ids=["content-length", "until-closed"])
+    def test_a_reply_over_the_limit_is_a_bad_reply(self, serve, monkeypatch, stated):
+        """Reading ends soon after the limit, the client gets an error, and the connection is not used again."""
+        monkeypatch.setattr(transport, "_REPLY_LIMIT_BYTES", 100_000)
+        sent: list[int] = []
+
+        def answer(handler: Any) -> None:
+            handler.send_response(200)
+            handler.send_header(*(("Content-Length", "1000000000") if stated else ("Connection", "close")))
+            handler.end_headers()
+            with contextlib.suppress(OSError):  # the client has hung up
+                for _ in range(1_000):
+                    sent.append(handler.wfile.write(b" " * 1_000_000))
+
+        exchange = exchanged(requests.post, serve(answer).url, timeout=GIVE_UP_S)
+        assert str(exchange.error) == "The API's reply is larger than 100000 bytes."
+        assert type(failure_of(exchange)) is BadReply
+        assert exchange.raised is exchange.error
+        assert exchange.body is None
+        assert sum(sent) < 100_000_000
+
+    def test_what_decompresses_over_the_limit_is_a_bad_reply(self, serve, monkeypatch):
+        """The limit is for the body as the client would hold it."""
+        monkeypatch.setattr(transport, "_REPLY_LIMIT_BYTES", 100_000)
+        server = serve(
+            lambda handler: reply(handler, 200, gzip.compress(bytes(1_000_000)), Content_Encoding="gzip")
+        )
+        assert type(exchanged(requests.post, server.url, timeout=GIVE_UP_S).error) is BadReply
+
+    def test_a_reply_at_the_limit_arrives(self, serve, monkeypatch):
+        """A body of exactly the limit is whole."""
+        monkeypatch.setattr(transport, "_REPLY_LIMIT_BYTES", 100_000)
+        server = serve(lambda handler: reply(handler, 200, b"x" * 100_000))
+        assert exchanged(requests.post, server.url, timeout=GIVE_UP_S).body == b"x" * 100_000
 
 
 class TestConnections:

@@ -210,7 +210,7 @@ def test_parse_reply_in_a_fence(client, sandbox, path):
 @use_async
 def test_batch(settings, sandbox, use_async):
     """A batch answers each entry in its place and counts; a bad entry and a failed call spoil no other."""
-    sandbox.script([{"fault": "ok"}, {"fault": "status", "status": 402}, {"fault": "ok"}])
+    sandbox.script([{"fault": "ok"}, {"fault": "status", "status": 422}, {"fault": "ok"}])
     client = client_of(settings, use_async=use_async, max_workers=1)
     answer = client.post(
         "/api/llm/batch",
@@ -226,8 +226,8 @@ def test_batch(settings, sandbox, use_async):
                 "success": False,
             },
             {
-                "error": "The API reports an insufficient balance (HTTP 402).",
-                "code": "insufficient_balance",
+                "error": "The API refused a parameter of the request (HTTP 422).",
+                "code": "upstream_rejected",
                 "success": False,
             },
             {"text": "沙盒已收到：「丙」", "success": True},

@@ -30,7 +30,9 @@ def full():
     with running() as sandbox, ThreadPoolExecutor(1) as threads:
         sandbox.script([{"fault": "hang"}])
         app = create_app(
-            Settings(api_key=KEY, base_url=sandbox.url, max_workers=1, queue_limit=0, deadline_s=60)
+            Settings(
+                api_key=KEY, base_url=sandbox.url, max_workers=1, queue_limit=0, deadline_s=60, max_attempts=1
+            )
         )
         call = threads.submit(app.test_client().post, "/api/llm/chat", json={"prompt": "x"})
         sandbox.wait_until(lambda stats: stats["in_flight"] == 1)
@@ -82,6 +84,25 @@ def test_ready_with_a_full_pool(full):
     answer = full.get("/ready")
     assert answer.status_code == 503
     assert answer.get_json() == {"status": "unready", "reason": "the pool is full"}
+
+
+@pytest.mark.parametrize("enabled", [True, False], ids=["async_enabled", "async_disabled"])
+def test_ready_with_an_open_breaker(settings, sandbox, enabled):
+    """/ready is 503 with its reason while the breaker refuses calls, which /metrics shows too."""
+    client = create_app(replace(settings, use_async=enabled)).test_client()
+    sandbox.script([{"fault": "status", "status": 402}])
+    client.post("/api/llm/chat", json={"prompt": "x"})
+    refused = client.post("/api/llm/chat", json={"prompt": "x"})
+    assert (refused.status_code, refused.get_json()["code"]) == (503, "circuit_open")
+    assert 1 <= int(refused.headers["Retry-After"]) <= 300
+    answer = client.get("/ready")
+    assert answer.status_code == 503
+    assert answer.get_json() == {
+        "status": "unready",
+        "reason": "the breaker is open: No call is made for now: The API reports an insufficient balance (HTTP 402).",
+    }
+    assert counted(client, "deepseek_breaker_state") == 1
+    assert sandbox.stats()["requests"] == 1
 
 
 def test_ready_without_async(full):

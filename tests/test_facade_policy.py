@@ -1,0 +1,148 @@
+"""AsyncDeepSeekClient under its policy: which calls are tried again, and whose breaker refuses them."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+from clients import build, called
+
+from deepseek_client import (
+    AsyncDeepSeekClient,
+    AsyncFacade,
+    AuthenticationFailed,
+    CircuitOpen,
+    ConnectionFailed,
+    UpstreamUnavailable,
+    policy,
+)
+from deepseek_client.policy import Breaker
+
+DOWN = {"fault": "status", "status": 503}
+REFUSED_KEY = {"fault": "status", "status": 401}
+
+
+@pytest.fixture(autouse=True)
+def at_once(monkeypatch):
+    """Nothing waits between two attempts, and the process has no breaker yet."""
+    monkeypatch.setattr(policy.random, "uniform", lambda low, high: low)
+    monkeypatch.setattr(policy, "_breakers", {})
+
+
+@pytest.fixture
+def of_the_environment(monkeypatch, sandbox):
+    """Clients that are configured by the environment alone."""
+    monkeypatch.setenv("DEEPSEEK_API_KEY", "sk-test")
+    monkeypatch.setenv("DEEPSEEK_BASE_URL", sandbox.url)
+    return lambda: AsyncDeepSeekClient(errors="raise")
+
+
+@pytest.mark.parametrize("way", ["chat_async", "parse_async"])
+def test_a_call_on_the_pool_is_tried_again(sandbox, settings, way):
+    """Two failures that pass cost the caller nothing but time."""
+    sandbox.script([{**DOWN, "times": 2}])
+    called(build(replace(settings, max_attempts=3)), way)
+    assert sandbox.stats()["requests"] == 3
+
+
+@pytest.mark.parametrize("way", ["chat", "parse"])
+def test_a_call_in_the_own_thread_is_made_once(sandbox, settings, way):
+    """A blocking call is not tried again: its caller's thread would sleep meanwhile."""
+    sandbox.script([DOWN])
+    with pytest.raises(UpstreamUnavailable):
+        called(build(replace(settings, max_attempts=3)), way)
+    assert sandbox.stats()["requests"] == 1
+
+
+async def test_no_thread_is_held_between_attempts(sandbox, settings, monkeypatch):
+    """While a call waits for its next attempt the only worker serves another call."""
+    may_go_on = asyncio.Event()
+    client = build(replace(settings, max_attempts=2, max_workers=1, queue_limit=0))
+
+    async def sleep(delay_s: float) -> None:
+        await may_go_on.wait()
+
+    monkeypatch.setattr(asyncio, "sleep", sleep)
+    sandbox.script([DOWN])
+    first = asyncio.ensure_future(client.chat_async("first"))
+    await asyncio.to_thread(
+        sandbox.wait_until, lambda stats: stats["requests"] == 1 and not stats["in_flight"]
+    )
+    while client._caller.pool.stats()["busy"]:
+        await asyncio.wait([first], timeout=0.01)
+    assert "second" in (await client.chat_async("second"))["text"]
+    may_go_on.set()
+    assert "first" in (await first)["text"]
+
+
+async def test_the_attempts_share_one_deadline(sandbox, settings):
+    """An attempt after a failure gets what is left of the deadline, not the whole."""
+    seen: list[tuple[float, float]] = []
+    client = build(replace(settings, max_attempts=3))
+    run = client._caller.pool.run
+
+    async def noting(exchange, *, deadline):
+        seen.append((exchange.deadline, deadline))
+        return await run(exchange, deadline=deadline)
+
+    client._caller._pool = SimpleNamespace(run=noting)
+    sandbox.script([{**DOWN, "times": 2}])
+    await client.chat_async("hi", deadline_s=9.0)
+    assert len(seen) == 3
+    assert len(set(seen)) == 1
+
+
+async def test_any_other_client_is_called_once(settings):
+    """AsyncFacade knows nothing of what its client's failures mean: it tries nothing again and has no breaker."""
+    made: list[str] = []
+
+    def ask(text: str) -> None:
+        made.append(text)
+        raise ConnectionFailed("x")
+
+    facade = AsyncFacade(SimpleNamespace(ask=ask), settings=replace(settings, max_attempts=3))
+    for _ in range(20):
+        with pytest.raises(ConnectionFailed):
+            await facade.ask_async("hi")
+    assert len(made) == 20
+
+
+@pytest.mark.parametrize("way", ["chat_async", "parse_async", "chat", "parse"])
+def test_an_open_breaker_refuses_every_way(sandbox, settings, way):
+    """After a refused key no call is sent, however it is made."""
+    client = build(settings)
+    sandbox.script([REFUSED_KEY])
+    with pytest.raises(AuthenticationFailed):
+        client.chat("hi")
+    with pytest.raises(CircuitOpen, match="does not accept the API key"):
+        called(client, way)
+    assert sandbox.stats()["requests"] == 1
+
+
+def test_clients_of_the_environment_share_a_breaker(sandbox, of_the_environment):
+    """An application that builds a client for each request has a breaker all the same."""
+    sandbox.script([REFUSED_KEY])
+    with pytest.raises(AuthenticationFailed):
+        of_the_environment().chat("hi")
+    with pytest.raises(CircuitOpen):
+        of_the_environment().chat("hi")
+
+
+def test_a_client_with_settings_has_its_own_breaker(sandbox, settings):
+    """What one client with settings meets does not open another's breaker."""
+    sandbox.script([REFUSED_KEY])
+    with pytest.raises(AuthenticationFailed):
+        build(settings).chat("hi")
+    assert build(settings).chat("hi")["text"]
+
+
+def test_a_breaker_may_be_handed_in(sandbox, settings):
+    """Clients that are given one breaker share it."""
+    breaker = Breaker(settings.deadline_s)
+    sandbox.script([REFUSED_KEY])
+    with pytest.raises(AuthenticationFailed):
+        build(settings, breaker=breaker).chat("hi")
+    with pytest.raises(CircuitOpen):
+        build(settings, breaker=breaker).chat("hi")

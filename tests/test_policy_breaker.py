@@ -1,0 +1,235 @@
+"""Breaker: when it opens, what it refuses, and how it closes again. The clock is a number."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+import pytest
+from blocking import in_child
+
+from deepseek_client import (
+    AuthenticationFailed,
+    BadReply,
+    CircuitOpen,
+    ConnectionFailed,
+    DeadlineExceeded,
+    InsufficientBalance,
+    Overloaded,
+    PoolClosed,
+    RateLimited,
+    UpstreamRejected,
+    UpstreamUnavailable,
+    events,
+    policy,
+)
+from deepseek_client.policy import Breaker, default_breaker
+
+DOWN = UpstreamUnavailable("down")
+QUICK_S, SLOW_S = 1.0, 20.0  # the deadline is 25 s
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock():
+    return Clock()
+
+
+@pytest.fixture
+def breaker(clock):
+    return Breaker(25.0, clock=clock)
+
+
+def calls(breaker: Breaker, times: int, error: BaseException | None, ran_s: float = QUICK_S) -> None:
+    for _ in range(times):
+        breaker.leave(breaker.enter(), error, ran_s)
+
+
+def opened(breaker: Breaker) -> bool:
+    return breaker.refusal() is not None
+
+
+@pytest.mark.parametrize("error", [BadReply("x"), ConnectionFailed("x"), DOWN], ids=lambda error: error.code)
+def test_it_opens_when_calls_fail(breaker, error):
+    """Ten calls that failed on the API's side open it; nine do not."""
+    calls(breaker, 9, error)
+    assert not opened(breaker)
+    calls(breaker, 1, error)
+    with pytest.raises(CircuitOpen, match="10 of the last 10 calls to the API failed or were slow") as caught:
+        breaker.enter()
+    assert caught.value.retry_after_s == 10.0
+
+
+@pytest.mark.parametrize("error", [None, DeadlineExceeded("x")], ids=["answered", "not-answered"])
+def test_it_opens_when_calls_are_slow(breaker, error):
+    """Ten calls that ran for four fifths of their time open it, answered or not."""
+    calls(breaker, 10, error, SLOW_S)
+    assert opened(breaker)
+
+
+def test_half_of_the_calls_may_fail(breaker):
+    """It stays closed while more than a fifth of the calls is answered, for users are better off so."""
+    for _ in range(100):
+        calls(breaker, 1, None)
+        calls(breaker, 3, DOWN)
+        assert not opened(breaker)
+    with pytest.raises(CircuitOpen):
+        calls(breaker, 50, DOWN)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [Overloaded("x"), DeadlineExceeded("x"), RateLimited("x"), PoolClosed("x"), asyncio.CancelledError(),
+     LookupError("x")],
+    ids=lambda error: type(error).__name__,
+)  # fmt: skip
+def test_what_says_nothing_about_the_api_does_not_count(breaker, error):
+    """Our own limits, a rate limit, a caller that gave up early and a defect neither open it nor keep it closed."""
+    calls(breaker, 100, error)
+    assert not opened(breaker)
+    calls(breaker, 10, DOWN)
+    assert opened(breaker)
+
+
+def test_a_refused_request_is_an_answer(breaker):
+    """An API that refuses a request as malformed is alive."""
+    calls(breaker, 3, UpstreamRejected("x"))
+    calls(breaker, 10, DOWN)
+    assert not opened(breaker)
+
+
+def test_old_calls_are_forgotten(breaker, clock):
+    """Failures of more than five minutes ago no longer count."""
+    calls(breaker, 9, DOWN)
+    clock.now += 301
+    calls(breaker, 9, DOWN)
+    assert not opened(breaker)
+
+
+def test_one_probe_goes_through(breaker, clock):
+    """After the pause one call goes through while the others are refused; its answer closes the breaker."""
+    calls(breaker, 10, DOWN)
+    clock.now += 10
+    ticket = breaker.enter()
+    with pytest.raises(CircuitOpen):
+        breaker.enter()
+    breaker.leave(ticket, None, QUICK_S)
+    calls(breaker, 9, DOWN)  # counted from nothing
+    assert not opened(breaker)
+
+
+def test_a_failed_probe_opens_it_anew(breaker, clock):
+    """A probe that fails begins another pause."""
+    calls(breaker, 10, DOWN)
+    clock.now += 10
+    calls(breaker, 1, DOWN)
+    assert breaker.refusal().retry_after_s == 10.0
+
+
+def test_a_probe_that_tells_nothing_is_followed_by_another(breaker, clock):
+    """A probe whose caller went away neither closes it nor begins another pause."""
+    calls(breaker, 10, DOWN)
+    clock.now += 10
+    calls(breaker, 1, asyncio.CancelledError())
+    ticket = breaker.enter()
+    assert opened(breaker)
+    breaker.leave(ticket, None, QUICK_S)
+    assert not opened(breaker)
+
+
+def test_a_probe_that_never_ends_is_followed_by_another(breaker, clock):
+    """When a probe does not report within the time of a slow call, the next call is one."""
+    calls(breaker, 10, DOWN)
+    clock.now += 10
+    breaker.enter()
+    clock.now += 19.9
+    assert opened(breaker)
+    clock.now += 0.1
+    breaker.enter()
+
+
+def test_calls_from_before_it_opened_do_not_count(breaker, clock):
+    """What was under way when it opened neither closes it nor opens it anew."""
+    good, bad = breaker.enter(), breaker.enter()
+    calls(breaker, 10, DOWN)
+    clock.now += 5
+    breaker.leave(good, None, QUICK_S)
+    breaker.leave(bad, DOWN, QUICK_S)
+    assert breaker.refusal().retry_after_s == 5.0
+
+
+@pytest.mark.parametrize("kind", [AuthenticationFailed, InsufficientBalance])
+def test_the_account_opens_it_at_once_and_for_long(breaker, clock, kind):
+    """A refused key or an empty balance opens it for five minutes, and again until a probe is answered."""
+    calls(breaker, 1, kind("The account will not do (HTTP 4xx)."))
+    assert str(breaker.refusal()) == "No call is made for now: The account will not do (HTTP 4xx)."
+    assert breaker.refusal().retry_after_s == 300.0
+    clock.now += 300
+    calls(breaker, 1, kind("still."))
+    assert breaker.refusal().retry_after_s == 300.0
+    clock.now += 300
+    calls(breaker, 1, None)
+    assert not opened(breaker)
+    calls(breaker, 10, DOWN)
+    assert breaker.refusal().retry_after_s == 10.0
+
+
+def test_what_changes_is_told(breaker, clock, caplog):
+    """Opening, a failed probe and closing are each a line of the log and an event; refusals are neither."""
+    seen: list[object] = []
+    caplog.set_level(logging.WARNING, policy.__name__)
+    events.subscribe(seen.append)
+    try:
+        calls(breaker, 10, DOWN)
+        for _ in range(5):
+            with pytest.raises(CircuitOpen):
+                breaker.enter()
+        clock.now += 10
+        calls(breaker, 1, DOWN)
+        clock.now += 10
+        calls(breaker, 1, None)
+    finally:
+        events.unsubscribe(seen.append)
+    assert [event.state for event in seen] == ["open", "open", "closed"]
+    assert caplog.messages == [
+        "breaker open for 10 s: 10 of the last 10 calls to the API failed or were slow",
+        "breaker stays open for 10 s: the probe failed",
+        "breaker closed: the API answers again",
+    ]
+
+
+def test_no_hook_runs_under_the_lock(breaker, clock):
+    """A hook of the event may ask the breaker itself."""
+    seen: list[bool] = []
+
+    def ask(event: object) -> None:
+        seen.append(opened(breaker))
+
+    events.subscribe(ask)
+    try:
+        calls(breaker, 10, DOWN)
+    finally:
+        events.unsubscribe(ask)
+    assert seen == [True]
+
+
+def test_the_process_has_one_for_each_account(monkeypatch):
+    """Address and key find the same breaker again; another key has its own."""
+    monkeypatch.setattr(policy, "_breakers", {})
+    ours = default_breaker("http://a", "k", 25.0)
+    assert default_breaker("http://a", "k", 25.0) is ours
+    assert default_breaker("http://a", "l", 25.0) is not ours
+    assert default_breaker("http://b", "k", 25.0) is not ours
+
+
+def test_a_fork_does_not_inherit_the_lock(breaker):
+    """A child that was forked while another thread held the lock makes its calls all the same."""
+    with policy._lock:
+        in_child(lambda: calls(breaker, 1, None))
