@@ -64,7 +64,7 @@ class Caller:
         with self._reported(method, "async") as call:
 
             async def attempt() -> Any:
-                exchange = self._exchange(judge, deadline, method, args, kwargs)
+                exchange = self._exchange(call, judge, deadline, method, args, kwargs)
                 with call.attempted(exchange):
                     return await self.pool.run(exchange, deadline=deadline)
 
@@ -75,7 +75,7 @@ class Caller:
         with self._reported(method, "sync") as call:
             if deadline <= time.monotonic():
                 raise DeadlineExceeded("The call's time was over before it was started.")
-            exchange = self._exchange(judge, deadline, method, args, kwargs)
+            exchange = self._exchange(call, judge, deadline, method, args, kwargs)
             with call.attempted(exchange):
                 return exchange()
 
@@ -85,25 +85,34 @@ class Caller:
         if self.is_closed:
             raise PoolClosed("This client is closed.")
         breaker = None if self._policy is None else self._policy.breaker
-        call, error, ticket = _Call(method), None, None
+        call, error = _Call(method), None
         try:
             if breaker is not None:
-                ticket = breaker.enter()
+                call.ticket = breaker.enter()
             yield call
         except BaseException as exc:
             error = exc
             raise
         finally:
-            if breaker is not None and ticket is not None:
-                breaker.leave(ticket, error, call.ran_s)
+            if breaker is not None and call.ticket is not None:
+                breaker.leave(call.ticket, error, call.held_s(error), was_sent=call.requests > 0)
             waited_s = time.monotonic() - call.began - call.ran_s
             emit(CallFinished(method, mode, waited_s, call.ran_s, _code_of(error), call.usage, call.attempts))
 
     def _exchange(
-        self, judge: _Judge, deadline: float, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]
+        self,
+        call: _Call,
+        judge: _Judge,
+        deadline: float,
+        method: str,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
     ) -> Exchange:
         if self.settings.transport:
             transport.install()
+        before = None
+        if self._policy is not None and call.ticket is not None:
+            before = functools.partial(self._policy.breaker.check, call.ticket)
         return Exchange(
             method,
             functools.partial(getattr(self.client, method), *args, **kwargs),
@@ -111,6 +120,7 @@ class Caller:
             record=self.settings.transport,
             deadline=deadline,
             read_timeout_s=self.settings.read_timeout_s,
+            before=before,
         )
 
 
@@ -152,6 +162,8 @@ class _Call:
         self.began = time.monotonic()
         self.ran_s = 0.0
         self.attempts = 0
+        self.requests = 0
+        self.ticket: int | None = None  # of the breaker
         self.usage: dict[str, Any] = {}
 
     @contextmanager
@@ -166,9 +178,15 @@ class _Call:
         finally:
             if exchange.began is not None:
                 self.attempts += 1
+                self.requests += exchange.requests
                 self.ran_s += (exchange.ended or time.monotonic()) - exchange.began
-                self.usage = exchange.usage
+                self.usage = exchange.usage or self.usage
                 emit(AttemptFinished(self.method, _code_of(error)))
+
+    def held_s(self, error: BaseException | None) -> float:
+        """Seconds in which it ran; of its whole time where that was used up, so that waiting hides no hanging API."""
+        is_over = isinstance(error, DeadlineExceeded) and self.attempts > 0
+        return time.monotonic() - self.began if is_over else self.ran_s
 
 
 def _code_of(error: BaseException | None) -> str | None:

@@ -3,7 +3,7 @@
     DeepSeekError
     ├── ConfigError              no API key, bad setting
     ├── InvalidRequest           our caller's body, prompt or batch is wrong
-    ├── Overloaded               no slot is free
+    ├── Overloaded               no slot is free, or none in time
     ├── DeadlineExceeded         the call's time is over
     ├── CircuitOpen              the breaker refuses
     ├── PoolClosed               shutting down
@@ -78,7 +78,7 @@ class InvalidRequest(DeepSeekError):
 
 
 class Overloaded(DeepSeekError):
-    """All workers are busy and the queue is full. Nothing was sent."""
+    """All workers are busy, and the queue is full or too long for the call's deadline. Nothing was sent."""
 
     code = "overloaded"
     http_status = 503
@@ -154,8 +154,18 @@ class ConnectionFailed(DeepSeekError):
 
 
 class BadReply(DeepSeekError):
-    """The API said 200, but what followed is not an answer. It arrived; it was probably billed."""
+    """The API said 200, but what followed is not an answer. It arrived; it was probably billed.
+
+    Attributes:
+        is_completion: the API did its part, but the model's text is blank or not what was asked for.
+    """
 
     code = "bad_reply"
     http_status = 502
     retryable = True
+
+    def __init__(
+        self, message: str, *, retry_after_s: float | None = None, is_completion: bool = False
+    ) -> None:
+        super().__init__(message, retry_after_s=retry_after_s)
+        self.is_completion = is_completion

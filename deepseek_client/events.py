@@ -54,7 +54,7 @@ class AttemptFinished:
 
 @dataclass(frozen=True)
 class BreakerChanged:
-    """A circuit breaker has opened, or has stayed open after a probe, or has closed.
+    """A circuit breaker has opened, or has closed.
 
     Attributes:
         state: "open" or "closed".

@@ -34,6 +34,7 @@ class Exchange:
         record: False keeps the outcome only and lets the transport see nothing.
         deadline: moment on `time.monotonic()` that caps the client's timeouts; None for no cap.
         read_timeout_s: replaces the client's own timeout for each read; None leaves it.
+        before: called in the thread right before the method; what it raises is the outcome, and nothing was run.
 
     Attributes:
         result: what the method returned, None before that.
@@ -64,6 +65,7 @@ class Exchange:
         record: bool = True,
         deadline: float | None = None,
         read_timeout_s: float | None = None,
+        before: Callable[[], None] | None = None,
     ) -> None:
         self.method = method
         self.read_timeout_s = read_timeout_s
@@ -71,6 +73,7 @@ class Exchange:
         self._function = function
         self._judge = judge
         self._record = record
+        self._before = before
         self.result: Any = None
         self.raised: Exception | None = None
         self.began: float | None = None
@@ -84,6 +87,8 @@ class Exchange:
 
     def __call__(self) -> Any:
         """Runs the method in this thread, unless it was aborted before; returns or raises what the judge does."""
+        if self._before is not None:
+            self._before()
         if self.aborted is None:
             self._run()
         return self._judge(self)

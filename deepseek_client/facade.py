@@ -15,7 +15,7 @@ from .client import DeepSeekClient
 from .errors import ConfigError, DeepSeekError
 from .exchange import Exchange
 from .models import RETIRED
-from .policy import Breaker, Policy, default_breaker
+from .policy import Policy, default_policy
 from .pool import WorkerPool
 from .replies import blank_result, check_text, outcome_of, returned_or_raised
 from .settings import Settings
@@ -94,8 +94,8 @@ class AsyncDeepSeekClient(AsyncFacade):
         settings: None for `Settings.from_env(os.environ)`.
         errors: "swallow" logs a failed call and returns what the legacy client does ({"text": ""}, intent
             "unknown"); "raise" raises a DeepSeekError that says what really happened.
-        breaker: refuses calls while the API keeps failing. None for one of this client's own; or, for a client that
-            is configured by the environment alone, the process-wide one of its address and key.
+        policy: which failures are tried again, and when no call is made. None for one of this client's own; or, with
+            neither `client` nor `settings`, for the process-wide one of its key.
 
     Threads: as AsyncFacade.
     """
@@ -109,7 +109,7 @@ class AsyncDeepSeekClient(AsyncFacade):
         pool: WorkerPool | None = None,
         settings: Settings | None = None,
         errors: str = "swallow",
-        breaker: Breaker | None = None,
+        policy: Policy | None = None,
     ) -> None:
         if errors not in ("swallow", "raise"):
             raise ConfigError(f'errors={errors!r}: need "swallow" or "raise"')
@@ -125,11 +125,10 @@ class AsyncDeepSeekClient(AsyncFacade):
                     "DEEPSEEK_TRANSPORT=0 sends the retired model %s as it is, and the API refuses it: every call "
                     "will come back blank; DEEPSEEK_MODEL names another", client.model,
                 )  # fmt: skip
-        if breaker is None and is_default:
-            breaker = default_breaker(client.base_url, client.api_key, settings.deadline_s)
-        policy = Policy(settings.max_attempts, breaker or Breaker(settings.deadline_s))
+        if policy is None and is_default:
+            policy = default_policy(client.api_key, settings)
         self._client, self._errors = client, errors
-        self._caller = Caller(client, pool, settings, policy)
+        self._caller = Caller(client, pool, settings, policy or Policy(settings))
 
     async def chat_async(self, prompt: str, *, deadline_s: float | None = None) -> dict[str, Any]:
         """The model's answer, {"text": str}, within `deadline_s` seconds (None: LLM_DEADLINE_S)."""

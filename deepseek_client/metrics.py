@@ -51,7 +51,7 @@ class _Metrics:
         )
         self._breaker = Gauge(
             "deepseek_breaker_state",
-            "Processes whose circuit breaker is open.",
+            "Circuit breakers that are open.",
             registry=self.registry,
             multiprocess_mode="livesum",
         )
@@ -60,7 +60,7 @@ class _Metrics:
         if isinstance(event, AttemptFinished):
             self._attempts.labels(event.error or "ok").inc()
         elif isinstance(event, BreakerChanged):
-            self._breaker.set(event.state == "open")
+            self._breaker.inc(1 if event.state == "open" else -1)
         else:
             self._record_call(event)
 

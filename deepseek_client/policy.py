@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import random
@@ -21,12 +22,14 @@ from .errors import (
     DeepSeekError,
     InsufficientBalance,
     Overloaded,
+    RateLimited,
     UpstreamRejected,
     UpstreamUnavailable,
 )
 from .events import BreakerChanged, emit
+from .settings import Settings
 
-__all__ = ["Breaker", "Policy", "default_breaker"]
+__all__ = ["Breaker", "Policy", "default_policy"]
 
 _T = TypeVar("_T")
 _logger = logging.getLogger(__name__)
@@ -41,21 +44,20 @@ _TOKENS = 10.0
 _TOKENS_PER_CALL = 0.1
 
 _WINDOW_CALLS = 50
-_WINDOW_S = (
-    300.0  # long enough for ten calls of a sync worker, one after the other, that all use up their deadline
-)
+# Long enough for ten calls of a sync worker, one after the other, that all use up their deadline.
+_WINDOW_S = 300.0
 _FEWEST_CALLS = 10
 # Far above a half: where one call in two is answered, users are better off with the half than with a refusal.
 _OPENING_SHARE = 0.8
-_SLOW_SHARE = 0.8  # of LLM_DEADLINE_S; a call that comes so near to it holds a worker as one that hangs does
+# Of LLM_DEADLINE_S; a call that comes so near to it holds a worker as one that hangs does.
+_SLOW_SHARE = 0.8
 _PAUSE_S = 10.0
 _ACCOUNT_PAUSE_S = 300.0  # a person has to act: pay, or replace the key
+_PROBE_LIMIT_S = 60.0
 
-_ACCOUNT = (AuthenticationFailed, InsufficientBalance)
-_FAILURES = (BadReply, ConnectionFailed, UpstreamUnavailable)
-
-# Guards the state of all breakers and budgets, for microseconds; no call and no hook runs under it.
-_lock = threading.Lock()
+# Guards the state of all breakers and budgets, for microseconds; no call and no hook runs under it. Reentrant,
+# because the garbage collector may end an abandoned call anywhere.
+_lock = threading.RLock()
 
 
 class Breaker:
@@ -75,18 +77,18 @@ class Breaker:
     def __init__(self, deadline_s: float, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._slow_s = _SLOW_SHARE * deadline_s
         self._clock = clock
-        self._recent: deque[tuple[float, bool]] = deque(maxlen=_WINDOW_CALLS)  # when, whether it was bad
-        self._open_until: float | None = None  # None: closed
-        self._pause_s = _PAUSE_S
-        self._turn = (
-            0  # counts openings, probes and closings: what a call from before one says no longer counts
-        )
-        self._reason = ""
+        self._recent: deque[tuple[float, bool]] = deque(
+            maxlen=_WINDOW_CALLS
+        )  # guarded by _lock; when, was it bad
+        self._open_until: float | None = None  # guarded by _lock; None: closed
+        self._turn = 0  # guarded by _lock; counts openings, probes and closings
+        self._reason = ""  # guarded by _lock
 
     def refusal(self) -> CircuitOpen | None:
-        """What a call would be refused with now; None when it would be let through."""
+        """What a new call would be refused with now; None when it would be let through."""
         with _lock:
-            return self._refusal_locked()
+            left_s = 0.0 if self._open_until is None else self._open_until - self._clock()
+            return self._refusal_locked(left_s) if left_s > 0 else None
 
     def enter(self) -> int:
         """Lets a call through; the ticket that it returns is handed to `leave`, whatever becomes of the call.
@@ -95,77 +97,91 @@ class Breaker:
             CircuitOpen: the breaker is open. Nothing was sent.
         """
         with _lock:
-            refusal = self._refusal_locked()
+            refusal = self.refusal()
             if refusal is not None:
                 raise refusal
-            if (
-                self._open_until is not None
-            ):  # this call is the probe; the next one follows if it never reports
+            if self._open_until is not None:
+                # This call is the probe. If it never reports, the next one is.
                 self._turn += 1
-                self._open_until = self._clock() + max(self._pause_s, self._slow_s)
+                self._open_until = self._clock() + max(_PAUSE_S, min(self._slow_s, _PROBE_LIMIT_S))
             return self._turn
 
-    def leave(self, ticket: int, error: BaseException | None, ran_s: float) -> None:
+    def check(self, ticket: int) -> None:
+        """Asked right before each attempt, which may have waited: has the breaker opened since `enter`?
+
+        Raises:
+            CircuitOpen: it has, and this call is not the probe. Nothing was sent.
+        """
+        with _lock:
+            if self._open_until is not None and ticket != self._turn:
+                raise self._refusal_locked(max(0.0, self._open_until - self._clock()))
+
+    def leave(
+        self, ticket: int, error: BaseException | None, held_s: float, *, was_sent: bool = True
+    ) -> None:
         """The call has ended.
 
         Args:
-            error: what it raised, None for an answer. What says nothing about the API (a full queue, a rate limit, a
-                wrong request, a caller that gave up early) does not count.
-            ran_s: seconds in which its attempts ran.
+            error: what it raised, None for an answer. What says nothing about the API (a full queue, a wrong request,
+                a caller that gave up early) does not count; a rate limit, a refused request and a model's text that
+                is no answer are answers of the API.
+            held_s: seconds in which it ran, or of its whole time when that was used up.
+            was_sent: whether it came as far as the network; if not, its failure was none of the API's.
         """
         with _lock:
-            if ticket != self._turn:
+            if ticket != self._turn:  # it began before the last opening, probe or closing
                 return
             was_open = self._open_until is not None
-            change = self._judge_locked(error, ran_s)
-        if change is not None:
-            self._tell(change, was_open)
+            news = self._judge_locked(error, held_s, was_sent)
+            is_open = self._open_until is not None
+        if news:
+            _logger.warning("breaker %s", news)
+        if is_open != was_open:
+            emit(BreakerChanged("open" if is_open else "closed"))
 
-    def _refusal_locked(self) -> CircuitOpen | None:
-        left_s = 0.0 if self._open_until is None else self._open_until - self._clock()
-        if left_s <= 0:
-            return None
+    def _refusal_locked(self, left_s: float) -> CircuitOpen:
         return CircuitOpen(f"No call is made for now: {self._reason}.", retry_after_s=left_s)
 
-    def _judge_locked(self, error: BaseException | None, ran_s: float) -> str | None:
-        """Takes the call's end into account; the new state, None if it is the old one."""
-        now = self._clock()
-        is_bad = isinstance(error, _FAILURES) or ran_s >= self._slow_s
-        if isinstance(error, _ACCOUNT):
-            self._open_locked(now + _ACCOUNT_PAUSE_S, _ACCOUNT_PAUSE_S, str(error).rstrip("."))
-            return "open"
-        if not is_bad and error is not None and not isinstance(error, UpstreamRejected):
-            if self._open_until is not None:
-                self._open_until = now  # the probe told nothing: the next call is one
-            return None
+    def _judge_locked(self, error: BaseException | None, held_s: float, was_sent: bool) -> str:
+        """Takes the call's end into account; returns what there is to log, if anything."""
+        if isinstance(error, (AuthenticationFailed, InsufficientBalance)):
+            return self._open_locked(_ACCOUNT_PAUSE_S, str(error).rstrip("."))
+        failed = _has_failed(error) if was_sent else None
+        is_slow = held_s >= self._slow_s
         if self._open_until is not None:
-            if is_bad:
-                self._open_locked(now + self._pause_s, self._pause_s, self._reason)
-                return "open"
-            self._turn, self._open_until, self._pause_s = self._turn + 1, None, _PAUSE_S
-            self._recent.clear()
-            return "closed"
+            if failed is False:
+                self._turn, self._open_until = self._turn + 1, None
+                self._recent.clear()
+                return "closed: the API answers again"
+            if failed or is_slow:
+                return self._open_locked(_PAUSE_S, "the API keeps failing")
+            self._open_until = self._clock()  # the probe told nothing: the next call is one
+        elif failed is not None or is_slow:
+            return self._count_locked(bool(failed or is_slow))
+        return ""
+
+    def _count_locked(self, is_bad: bool) -> str:
+        now = self._clock()
         self._recent.append((now, is_bad))
         while self._recent[0][0] < now - _WINDOW_S:
             self._recent.popleft()
         calls, bad = len(self._recent), sum(bad for _, bad in self._recent)
         if calls < _FEWEST_CALLS or bad < _OPENING_SHARE * calls:
-            return None
-        reason = f"{bad} of the last {calls} calls to the API failed or were slow"
-        self._open_locked(now + _PAUSE_S, _PAUSE_S, reason)
-        return "open"
+            return ""
+        return self._open_locked(_PAUSE_S, f"{bad} of the last {calls} calls to the API failed or were slow")
 
-    def _open_locked(self, until: float, pause_s: float, reason: str) -> None:
-        self._turn, self._open_until, self._pause_s, self._reason = self._turn + 1, until, pause_s, reason
+    def _open_locked(self, pause_s: float, reason: str) -> str:
+        self._turn, self._open_until, self._reason = self._turn + 1, self._clock() + pause_s, reason
+        return f"open for {pause_s:g} s: {reason}"
 
-    def _tell(self, state: str, was_open: bool) -> None:
-        if state == "closed":
-            _logger.warning("breaker closed: the API answers again")
-        elif was_open:
-            _logger.warning("breaker stays open for %g s: the probe failed", self._pause_s)
-        else:
-            _logger.warning("breaker open for %g s: %s", self._pause_s, self._reason)
-        emit(BreakerChanged(state))
+
+def _has_failed(error: BaseException | None) -> bool | None:
+    """Whether the API has failed a call that ended so; None if that says nothing about the API."""
+    if isinstance(error, BadReply):
+        return not error.is_completion
+    if isinstance(error, (ConnectionFailed, UpstreamUnavailable)):
+        return True
+    return False if error is None or isinstance(error, (RateLimited, UpstreamRejected)) else None
 
 
 class Policy:
@@ -173,18 +189,20 @@ class Policy:
 
     A retryable failure is tried again up to LLM_MAX_ATTEMPTS in all, a bad reply once. The waits are random parts of
     0.5, 1, 2 ... 8 s after what the API's Retry-After asks for, and end before the deadline or are not begun. All
-    retries of a client together are a tenth of its calls, and ten, so that an outage is not multiplied.
+    retries together are a tenth of the calls, and ten, so that an outage is not multiplied.
 
     Args:
-        max_attempts: of one call, the first counted.
-        breaker: asked by whoever makes the call; while it is open nothing is tried again.
+        settings: their max_attempts, of one call and the first counted, and deadline_s, for the breaker.
+
+    Attributes:
+        breaker: asked by whoever makes a call and an attempt; while it is open nothing is tried again.
 
     Threads: any number of event loops.
     """
 
-    def __init__(self, max_attempts: int, breaker: Breaker) -> None:
-        self._max_attempts = max_attempts
-        self.breaker = breaker
+    def __init__(self, settings: Settings) -> None:
+        self._max_attempts = settings.max_attempts
+        self.breaker = Breaker(settings.deadline_s)
         self._tokens = _TOKENS  # guarded by _lock
 
     async def run(self, attempt: Callable[[], Awaitable[_T]], deadline: float) -> _T:
@@ -194,7 +212,7 @@ class Policy:
             deadline: moment on `time.monotonic()` that no wait passes.
 
         Raises:
-            DeepSeekError: of the last attempt that reached the API.
+            DeepSeekError: of the last attempt that was sent, or DeadlineExceeded.
         """
         with _lock:
             self._tokens = min(_TOKENS, self._tokens + _TOKENS_PER_CALL)
@@ -209,8 +227,8 @@ class Policy:
                 if again.num > 1:
                     try:
                         return await attempt()
-                    except Overloaded:
-                        pass  # of our own pool: the call failed by what the attempt before it met
+                    except (CircuitOpen, Overloaded):
+                        pass  # nothing was sent: the call failed by what the attempt before it met
                     except DeepSeekError as exc:
                         failure = exc
                 raise failure
@@ -242,24 +260,18 @@ class Policy:
             return True
 
 
-_breakers: dict[tuple[str, str], Breaker] = {}  # guarded by _lock
-
-
-def default_breaker(base_url: str, api_key: str, deadline_s: float) -> Breaker:
-    """The process-wide breaker of this address and account, made at the first request.
+@functools.lru_cache(maxsize=100)
+def default_policy(api_key: str, settings: Settings) -> Policy:
+    """The process-wide policy of this account under these settings, made at the first request.
 
     Threads: any.
     """
-    with _lock:
-        breaker = _breakers.get((base_url, api_key))
-        if breaker is None:
-            breaker = _breakers[base_url, api_key] = Breaker(deadline_s)
-        return breaker
+    return Policy(settings)
 
 
 def _after_fork_in_child() -> None:
     global _lock
-    _lock = threading.Lock()  # its owner may be a thread of the parent
+    _lock = threading.RLock()  # its owner may be a thread of the parent
 
 
 os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -80,8 +80,8 @@ class WorkerPool:
             deadline: a moment on `time.monotonic()`; None waits without limit.
 
         Raises:
-            Overloaded: no slot is free, or by the pace of the last calls a thread would be free only after the
-                deadline; `fn` was not called. Its `retry_after_s` is the time in which what waits now should be
+            Overloaded: no slot is free, or by the pace of the last calls `fn` could not end before the deadline; it
+                was not called. Its `retry_after_s` is the time in which what waits now should be
                 done, None while that is not known.
             DeadlineExceeded: the deadline passed, in the queue (`fn` was not called) or while `fn` ran.
             PoolClosed: the pool was closed before `fn` was called or while it ran.
@@ -172,16 +172,23 @@ class WorkerPool:
     def _check_queue_locked(self, call: _Call) -> None:
         """Raises Overloaded if the call finds no place in the queue, or none that helps."""
         waiting = self._queued + self._running - self._workers
-        now, wait_s, reason = time.monotonic(), None, None
-        if len(self._ran_s) == _MEASURED_CALLS and now - self._last_ended < _MEASURED_WITHIN_S:
-            wait_s = (waiting + 1) * sum(self._ran_s) / _MEASURED_CALLS / self._workers
+        pace_s, wait_s, reason = self._pace_locked(), None, None
+        if pace_s is not None:
+            wait_s = (waiting + 1) * pace_s / self._workers
         if waiting >= self._queue_limit:
             reason = f"{self._queue_limit} calls wait already"
-        elif wait_s is not None and call.deadline is not None and now + wait_s > call.deadline:
-            reason = f"{waiting} calls that wait already leave this one no time"
+        elif pace_s and wait_s and call.deadline and time.monotonic() + wait_s + pace_s > call.deadline:
+            reason = f"by their pace this call would not end in time after {waiting} that wait"
         if reason is not None:
             self._rejected += 1
             raise Overloaded(f"All {self._workers} workers are busy and {reason}.", retry_after_s=wait_s)
+
+    def _pace_locked(self) -> float | None:
+        """How long a call runs, by the last ones that ended; None if they are too few or too long ago."""
+        is_recent = time.monotonic() - self._last_ended < _MEASURED_WITHIN_S
+        if len(self._ran_s) < _MEASURED_CALLS or not is_recent:
+            return None
+        return sum(self._ran_s) / _MEASURED_CALLS
 
     def _start(self, call: _Call) -> bool:
         """Whether somebody still waits for the queued call, which runs from now on."""
@@ -189,9 +196,7 @@ class WorkerPool:
             if call not in self._calls or call.error is not None:
                 return False
             call.began = time.monotonic()
-            if (
-                call.deadline is not None and call.began >= call.deadline
-            ):  # sooner than its waiter has noticed
+            if call.deadline is not None and call.began >= call.deadline:  # its waiter is about to notice
                 call.error = DeadlineExceeded("The call's time was over before it was started.")
                 self._leave_locked(call)
                 return False
@@ -213,7 +218,9 @@ class WorkerPool:
             self._running -= call.slots
             if call.slots:
                 self._last_ended = time.monotonic()
-                self._ran_s.append(self._last_ended - call.began)
+                ran_s = self._last_ended - call.began
+                # One that was cut short would have run for longer, at least as long as the others.
+                self._ran_s.append(max(ran_s, self._pace_locked() or 0) if call.given_up else ran_s)
         else:
             self._queued -= call.slots
         call.work = None  # the executor keeps the husk until a thread is free; not the prompt with it
@@ -224,6 +231,7 @@ class WorkerPool:
         with self._changed:
             if not call.running:
                 self._leave_locked(call)
+            call.given_up = True
         if call.running and call.abort is not None:
             call.abort(reason)
 
@@ -235,11 +243,6 @@ def _wake(waiter: asyncio.Future[None]) -> None:
 
 class _Call:
     """One admitted call, from its slot to its thread's end."""
-
-    __slots__ = (
-        *("abort", "began", "deadline", "deputy", "error", "notify", "outer", "pool", "running", "slots"),
-        "work",
-    )
 
     def __init__(
         self,
@@ -253,6 +256,7 @@ class _Call:
         self.abort = abort
         self.deadline = deadline
         self.began = 0.0  # guarded by pool._changed
+        self.given_up = False  # guarded by pool._changed; nobody waits for it any more
         self.slots = 0  # how many it takes: 0 when its caller's worker stands in
         self.running = False  # guarded by pool._changed
         self.error: DeepSeekError | None = None  # guarded by pool._changed

@@ -205,7 +205,9 @@ def _fields_of(data: dict[str, Any], blank: dict[str, Any]) -> dict[str, Any]:
     fields = {name: value if data.get(name) is None else data[name] for name, value in blank.items()}
     for name, value in fields.items():
         if type(value) is not type(blank[name]):
-            raise BadReply(f"The API answered with an object whose {name} is of the wrong type.")
+            raise BadReply(
+                f"The API answered with an object whose {name} is of the wrong type.", is_completion=True
+            )
     return fields
 
 
@@ -227,7 +229,7 @@ def _content_of(body: bytes | None, completion: dict[str, Any] | None) -> str:
     if finish_reason == "insufficient_system_resource":
         raise BadReply("The API cut its answer short for lack of resources.")
     if not isinstance(content, str) or not content.strip():
-        raise BadReply("The API answered 200 with blank content.")
+        raise BadReply("The API answered 200 with blank content.", is_completion=True)
     return content
 
 
@@ -240,5 +242,7 @@ def _object_in(content: str) -> dict[str, Any]:
     fenced = re.search(r"```\w*\s*(\{.*\})\s*```", content, re.DOTALL)
     data = _json_object(fenced[1] if fenced else content.strip("\ufeff \t\r\n"))
     if data is None:
-        raise BadReply("The API answered with text that is not the JSON object that was asked for.")
+        raise BadReply(
+            "The API answered with text that is not the JSON object that was asked for.", is_completion=True
+        )
     return data

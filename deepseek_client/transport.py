@@ -12,6 +12,7 @@ import os
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -83,8 +84,8 @@ class _Recorder(BaseAdapter):
                 if not stream:
                     exchange.phase = "reading"
                     # The Session would read it a moment later, where a failure could not be seen.
-                    _limit(response)
-                    exchange.body = response.content
+                    with _limited(response):
+                        exchange.body = response.content
                 exchange.phase = "done"
                 return response
             except Exception as exc:
@@ -132,23 +133,29 @@ class _SharedAdapter(HTTPAdapter):
             super().cert_verify(conn, url, verify, cert)  # type: ignore[no-untyped-call]
 
 
-def _limit(response: requests.Response) -> None:
-    """Makes reading the body end in BadReply, and its connection with it, when there is too much of it."""
-    read = getattr(response.raw, "stream", None)
+@contextmanager
+def _limited(response: requests.Response) -> Iterator[None]:
+    """Reading the body ends in BadReply, and its connection with it, when there is too much of it."""
+    raw: Any = response.raw
+    read = getattr(raw, "stream", None)
     if read is None:
+        yield
         return
 
-    @functools.wraps(read)
     def stream(*args: Any, **kwargs: Any) -> Iterator[bytes]:
         body_bytes = 0
         for piece in read(*args, **kwargs):
             body_bytes += len(piece)
             if body_bytes > _REPLY_LIMIT_BYTES:
-                response.close()
+                raw.close()
                 raise BadReply(f"The API's reply is larger than {_REPLY_LIMIT_BYTES} bytes.")
             yield piece
 
-    response.raw.stream = stream  # type: ignore[method-assign]
+    raw.stream = stream
+    try:
+        yield
+    finally:
+        del raw.stream  # a cycle, which would keep each reply until the next collection
 
 
 def _timeouts(timeout: Any, exchange: Exchange) -> Any:

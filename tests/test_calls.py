@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from types import SimpleNamespace
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 from blocking import Blocked, entered
 
 from deepseek_client import DeadlineExceeded, InvalidRequest, Overloaded, Settings, WorkerPool, events
+from deepseek_client import calls as calls_module
 from deepseek_client.calls import Caller, in_turns
 from deepseek_client.exchange import Exchange
 from deepseek_client.replies import returned_or_raised
@@ -80,6 +82,56 @@ def test_a_failure_is_reported_by_its_code(reports, error, code):
     with pytest.raises(type(error)):
         calls.here(judge, calls.until(), "chat")
     assert [report.error for report in reports] == [code]
+
+
+class Told:
+    """In place of a policy: three attempts, and what its breaker is told."""
+
+    def __init__(self):
+        self.breaker = self
+        self.left: list[tuple[int, BaseException | None, float, bool]] = []
+
+    async def run(self, attempt, deadline):
+        for _ in range(2):
+            with pytest.raises(LookupError):
+                await attempt()
+        return await attempt()
+
+    def enter(self):
+        return 7
+
+    def check(self, ticket):
+        assert ticket == 7
+
+    def leave(self, ticket, error, held_s, *, was_sent):
+        self.left.append((ticket, error, held_s, was_sent))
+
+
+@pytest.mark.parametrize(
+    ("last", "held_s"), [(None, 6.0), (DeadlineExceeded("x"), 36.0)], ids=["answered", "time-used-up"]
+)
+async def test_the_breaker_is_told_how_long_the_api_had_it(pool, reports, monkeypatch, last, held_s):
+    """It is the time of all attempts; the whole time, waits included, of a call whose time was used up."""
+    now = 1000.0
+    monkeypatch.setattr(calls_module, "time", SimpleNamespace(monotonic=lambda: now))
+    policy, outcomes = Told(), [LookupError("1"), LookupError("2"), last]
+
+    def judge(exchange: Exchange) -> None:
+        nonlocal now
+        exchange.began, exchange.ended = now, now + 2.0
+        exchange.usage = {"total_tokens": len(outcomes)}
+        exchange.requests = 1
+        now += 12.0  # 2 s of it ran
+        if (outcome := outcomes.pop(0)) is not None:
+            raise outcome
+
+    calls = Caller(SimpleNamespace(chat=int), pool, Settings(), policy)
+    with contextlib.suppress(DeadlineExceeded):
+        await calls.on_pool(judge, time.monotonic() + 60, "chat")
+    assert policy.left == [(7, last, held_s, True)]
+    (report,) = reports
+    assert (report.attempts, report.ran_s, report.waited_s) == (3, 6.0, 30.0)
+    assert report.usage == {"total_tokens": 1}
 
 
 async def test_a_refused_call_is_reported(pool, reports):

@@ -15,10 +15,13 @@ from deepseek_client import (
     AuthenticationFailed,
     CircuitOpen,
     ConnectionFailed,
+    DeadlineExceeded,
+    DeepSeekClient,
+    RateLimited,
     UpstreamUnavailable,
     policy,
 )
-from deepseek_client.policy import Breaker
+from deepseek_client.policy import Policy
 
 DOWN = {"fault": "status", "status": 503}
 REFUSED_KEY = {"fault": "status", "status": 401}
@@ -26,9 +29,9 @@ REFUSED_KEY = {"fault": "status", "status": 401}
 
 @pytest.fixture(autouse=True)
 def at_once(monkeypatch):
-    """Nothing waits between two attempts, and the process has no breaker yet."""
+    """Nothing waits between two attempts, and the process has no policy yet."""
     monkeypatch.setattr(policy.random, "uniform", lambda low, high: low)
-    monkeypatch.setattr(policy, "_breakers", {})
+    policy.default_policy.cache_clear()
 
 
 @pytest.fixture
@@ -138,11 +141,60 @@ def test_a_client_with_settings_has_its_own_breaker(sandbox, settings):
     assert build(settings).chat("hi")["text"]
 
 
-def test_a_breaker_may_be_handed_in(sandbox, settings):
-    """Clients that are given one breaker share it."""
-    breaker = Breaker(settings.deadline_s)
+def test_a_wrapped_client_has_its_own_breaker(sandbox, of_the_environment):
+    """What a client that was handed in meets does not open that of the environment."""
+    legacy = DeepSeekClient("sk-test")
+    legacy.base_url = sandbox.url
     sandbox.script([REFUSED_KEY])
     with pytest.raises(AuthenticationFailed):
-        build(settings, breaker=breaker).chat("hi")
+        AsyncDeepSeekClient(client=legacy, errors="raise").chat("hi")
+    assert of_the_environment().chat("hi")["text"]
+
+
+def test_another_key_has_its_own_breaker(sandbox, of_the_environment):
+    """A key that is refused does not keep another one from being used."""
+    sandbox.script([REFUSED_KEY])
+    with pytest.raises(AuthenticationFailed):
+        of_the_environment().chat("hi")
+    assert AsyncDeepSeekClient("sk-other", errors="raise").chat("hi")["text"]
+
+
+async def test_clients_of_the_environment_share_a_budget(sandbox, of_the_environment):
+    """An application that builds a client for each request does not multiply an outage either."""
+    sandbox.script([{"fault": "status", "status": 429, "times": 1_000}])
+    for _ in range(20):
+        with pytest.raises(RateLimited):
+            await of_the_environment().chat_async("hi")
+    assert sandbox.stats()["requests"] <= 20 + 12
+
+
+def test_a_policy_may_be_handed_in(sandbox, settings):
+    """Clients that are given one policy share its breaker."""
+    shared = Policy(settings)
+    sandbox.script([REFUSED_KEY])
+    with pytest.raises(AuthenticationFailed):
+        build(settings, policy=shared).chat("hi")
     with pytest.raises(CircuitOpen):
-        build(settings, breaker=breaker).chat("hi")
+        build(settings, policy=shared).chat("hi")
+
+
+async def test_what_waits_when_it_opens_is_not_sent(sandbox, settings):
+    """Calls that queue behind one whose key is refused are refused: no more than the next one is still sent."""
+    client = build(replace(settings, max_workers=1))
+    sandbox.script([{**REFUSED_KEY, "latency_ms": 50}])
+    chats = (client.chat_async("hi") for _ in range(6))
+    first, _, *rest = await asyncio.gather(*chats, return_exceptions=True)
+    assert type(first) is AuthenticationFailed
+    assert {type(error) for error in rest} == {CircuitOpen}
+    assert sandbox.stats()["requests"] <= 2
+
+
+async def test_calls_that_hang_open_it(sandbox, settings):
+    """Ten calls whose deadline passes while they run open the breaker."""
+    client = build(replace(settings, deadline_s=0.05))
+    sandbox.script([{"fault": "hang", "times": 10}])
+    for _ in range(10):
+        with pytest.raises(DeadlineExceeded):
+            await client.chat_async("hi")
+    with pytest.raises(CircuitOpen):
+        await client.chat_async("hi")

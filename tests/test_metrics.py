@@ -153,13 +153,14 @@ def test_retries_are_attempts_after_the_first(method, attempts, retries):
     assert one("deepseek_retries_total") == before + retries
 
 
-def test_the_breaker_is_one_while_it_is_open():
-    """The state is 1 from its opening to its closing."""
+def test_open_breakers_are_counted():
+    """Each breaker counts from its opening to its closing."""
+    before = one("deepseek_breaker_state")
     states = []
-    for state in ("open", "open", "closed"):
+    for state in ("open", "open", "closed", "closed"):
         emit(BreakerChanged(state))
-        states.append(one("deepseek_breaker_state"))
-    assert states == [1, 1, 0]
+        states.append(one("deepseek_breaker_state") - before)
+    assert states == [1, 2, 1, 0]
 
 
 def test_exposition_is_prometheus_text():

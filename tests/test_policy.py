@@ -19,11 +19,12 @@ from deepseek_client import (
     Overloaded,
     PoolClosed,
     RateLimited,
+    Settings,
     UpstreamRejected,
     UpstreamUnavailable,
     policy,
 )
-from deepseek_client.policy import Breaker, Policy
+from deepseek_client.policy import Policy
 
 NEVER = float("inf")
 
@@ -56,7 +57,7 @@ def waits(monkeypatch):
 
 
 def rules(max_attempts: int = 3) -> Policy:
-    return Policy(max_attempts, Breaker(25.0))
+    return Policy(Settings(max_attempts=max_attempts))
 
 
 @pytest.mark.parametrize("kind", [ConnectionFailed, UpstreamUnavailable, RateLimited])
@@ -145,9 +146,10 @@ async def test_retry_after_beyond_the_deadline(waits, monkeypatch):
     assert await rules().run(Attempts(RateLimited("1", retry_after_s=4.0)), 104.6) == 2
 
 
-async def test_a_full_pool_hides_no_failure(waits):
-    """When the pool refuses a further attempt the call fails by what the API did: it may have been billed."""
-    attempts = Attempts(ConnectionFailed("by the API"), Overloaded("full"), Overloaded("full"))
+@pytest.mark.parametrize("kind", [CircuitOpen, Overloaded])
+async def test_what_is_not_sent_hides_no_failure(waits, kind):
+    """When pool or breaker refuse a further attempt the call fails by what the API did: it may have been billed."""
+    attempts = Attempts(ConnectionFailed("by the API"), kind("refused"), kind("refused"))
     with pytest.raises(ConnectionFailed, match="by the API"):
         await rules().run(attempts, NEVER)
     assert attempts.made == 3

@@ -23,7 +23,7 @@ from deepseek_client import (
     events,
     policy,
 )
-from deepseek_client.policy import Breaker, default_breaker
+from deepseek_client.policy import Breaker
 
 DOWN = UpstreamUnavailable("down")
 QUICK_S, SLOW_S = 1.0, 20.0  # the deadline is 25 s
@@ -86,22 +86,39 @@ def test_half_of_the_calls_may_fail(breaker):
 
 @pytest.mark.parametrize(
     "error",
-    [Overloaded("x"), DeadlineExceeded("x"), RateLimited("x"), PoolClosed("x"), asyncio.CancelledError(),
-     LookupError("x")],
+    [Overloaded("x"), DeadlineExceeded("x"), PoolClosed("x"), asyncio.CancelledError(), LookupError("x")],
     ids=lambda error: type(error).__name__,
-)  # fmt: skip
+)
 def test_what_says_nothing_about_the_api_does_not_count(breaker, error):
-    """Our own limits, a rate limit, a caller that gave up early and a defect neither open it nor keep it closed."""
+    """Our own limits, a caller that gave up early and a defect neither open it nor keep it closed."""
     calls(breaker, 100, error)
     assert not opened(breaker)
     calls(breaker, 10, DOWN)
     assert opened(breaker)
 
 
-def test_a_refused_request_is_an_answer(breaker):
-    """An API that refuses a request as malformed is alive."""
-    calls(breaker, 3, UpstreamRejected("x"))
+ANSWERS = [UpstreamRejected("x"), RateLimited("x"), BadReply("x", is_completion=True)]
+
+
+@pytest.mark.parametrize("error", ANSWERS, ids=lambda error: error.code)
+def test_a_refusal_is_an_answer(breaker, clock, error):
+    """An API that refuses a request, or whose model says nothing useful, is alive: also as the answer to a probe."""
+    calls(breaker, 100, error)
+    assert not opened(breaker)
+    calls(breaker, 3, error)
     calls(breaker, 10, DOWN)
+    assert not opened(breaker)
+    with pytest.raises(CircuitOpen):
+        calls(breaker, 50, DOWN)
+    clock.now += 10
+    calls(breaker, 1, error)
+    assert not opened(breaker)
+
+
+def test_what_was_not_sent_does_not_count(breaker):
+    """A client that fails before it reaches the network says nothing about the API."""
+    for _ in range(100):
+        breaker.leave(breaker.enter(), ConnectionFailed("x"), QUICK_S, was_sent=False)
     assert not opened(breaker)
 
 
@@ -133,6 +150,22 @@ def test_a_failed_probe_opens_it_anew(breaker, clock):
     assert breaker.refusal().retry_after_s == 10.0
 
 
+def test_a_slow_answer_closes_it(breaker, clock):
+    """A probe that is answered closes it, however long that took."""
+    calls(breaker, 10, DOWN)
+    clock.now += 10
+    calls(breaker, 1, None, SLOW_S)
+    assert not opened(breaker)
+
+
+def test_a_probe_that_hangs_opens_it_anew(breaker, clock):
+    """A probe whose time is used up without an answer begins another pause."""
+    calls(breaker, 10, DOWN)
+    clock.now += 10
+    calls(breaker, 1, DeadlineExceeded("x"), SLOW_S)
+    assert breaker.refusal().retry_after_s == 10.0
+
+
 def test_a_probe_that_tells_nothing_is_followed_by_another(breaker, clock):
     """A probe whose caller went away neither closes it nor begins another pause."""
     calls(breaker, 10, DOWN)
@@ -153,6 +186,34 @@ def test_a_probe_that_never_ends_is_followed_by_another(breaker, clock):
     assert opened(breaker)
     clock.now += 0.1
     breaker.enter()
+
+
+def test_a_probe_of_an_hour_does_not_refuse_for_an_hour(clock):
+    """However long the deadline is, a minute after a probe the next call is one."""
+    breaker = Breaker(3_600.0, clock=clock)
+    calls(breaker, 10, DOWN)
+    clock.now += 10
+    late = breaker.enter()
+    clock.now += 60
+    breaker.enter()
+    breaker.leave(late, None, QUICK_S)
+    assert opened(breaker)
+
+
+def test_what_waited_meanwhile_is_not_sent(breaker, clock):
+    """An attempt of a call from before it opened is refused, also during the probe, and let through after it."""
+    waiting = breaker.enter()
+    breaker.check(waiting)
+    calls(breaker, 10, DOWN)
+    with pytest.raises(CircuitOpen):
+        breaker.check(waiting)
+    clock.now += 10
+    with pytest.raises(CircuitOpen):
+        breaker.check(waiting)
+    probe = breaker.enter()
+    breaker.check(probe)
+    breaker.leave(probe, None, QUICK_S)
+    breaker.check(waiting)
 
 
 def test_calls_from_before_it_opened_do_not_count(breaker, clock):
@@ -177,12 +238,19 @@ def test_the_account_opens_it_at_once_and_for_long(breaker, clock, kind):
     clock.now += 300
     calls(breaker, 1, None)
     assert not opened(breaker)
-    calls(breaker, 10, DOWN)
+
+
+def test_another_failure_than_the_account_is_another_pause(breaker, clock):
+    """After a refused key, a probe that meets a broken API waits as for a broken API."""
+    calls(breaker, 1, AuthenticationFailed("refused."))
+    clock.now += 300
+    calls(breaker, 1, DOWN)
+    assert str(breaker.refusal()) == "No call is made for now: the API keeps failing."
     assert breaker.refusal().retry_after_s == 10.0
 
 
 def test_what_changes_is_told(breaker, clock, caplog):
-    """Opening, a failed probe and closing are each a line of the log and an event; refusals are neither."""
+    """Opening, a failed probe and closing are each a line of the log; the state's change is an event."""
     seen: list[object] = []
     caplog.set_level(logging.WARNING, policy.__name__)
     events.subscribe(seen.append)
@@ -194,13 +262,16 @@ def test_what_changes_is_told(breaker, clock, caplog):
         clock.now += 10
         calls(breaker, 1, DOWN)
         clock.now += 10
+        calls(breaker, 1, InsufficientBalance("no balance."))
+        clock.now += 300
         calls(breaker, 1, None)
     finally:
         events.unsubscribe(seen.append)
-    assert [event.state for event in seen] == ["open", "open", "closed"]
+    assert [event.state for event in seen] == ["open", "closed"]
     assert caplog.messages == [
         "breaker open for 10 s: 10 of the last 10 calls to the API failed or were slow",
-        "breaker stays open for 10 s: the probe failed",
+        "breaker open for 10 s: the API keeps failing",
+        "breaker open for 300 s: no balance",
         "breaker closed: the API answers again",
     ]
 
@@ -218,15 +289,6 @@ def test_no_hook_runs_under_the_lock(breaker, clock):
     finally:
         events.unsubscribe(ask)
     assert seen == [True]
-
-
-def test_the_process_has_one_for_each_account(monkeypatch):
-    """Address and key find the same breaker again; another key has its own."""
-    monkeypatch.setattr(policy, "_breakers", {})
-    ours = default_breaker("http://a", "k", 25.0)
-    assert default_breaker("http://a", "k", 25.0) is ours
-    assert default_breaker("http://a", "l", 25.0) is not ours
-    assert default_breaker("http://b", "k", 25.0) is not ours
 
 
 def test_a_fork_does_not_inherit_the_lock(breaker):

@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 from types import SimpleNamespace
 
 import pytest
-from blocking import Blocked, counts, entered
+from blocking import Blocked, counts, entered, until
 
 from deepseek_client import DeadlineExceeded, Overloaded, WorkerPool
 from deepseek_client import pool as pool_module
@@ -96,27 +96,62 @@ async def test_the_pace_is_that_of_the_last_ten(pool, clock):
     assert caught.value.retry_after_s == 4.0
 
 
-async def test_a_call_whose_deadline_would_pass_in_the_queue_is_refused(pool, clock):
-    """A call that by the pace of the last ones would begin after its deadline is refused on arrival, with reason."""
+async def test_a_call_that_would_be_late_is_refused(pool, clock):
+    """A call that by the pace of the last ones would end after its deadline is refused on arrival, with reason."""
     await run_for(pool, clock, 6.0)
     async with busy(pool, queued=1):
         called: list[int] = []
-        with pytest.raises(Overloaded, match="1 calls that wait already leave this one no time") as caught:
-            await pool.run(called.append, 1, deadline=clock.now + 5.9)
+        with pytest.raises(Overloaded, match="would not end in time after 1 that wait") as caught:
+            await pool.run(called.append, 1, deadline=clock.now + 11.9)
         assert caught.value.retry_after_s == 6.0
         assert pool.stats()["rejected"] == 1
         assert counts(pool) == (2, 1)
-        in_time = asyncio.ensure_future(pool.run(called.append, 2, deadline=clock.now + 6.0))
+        in_time = asyncio.ensure_future(pool.run(called.append, 2, deadline=clock.now + 12.0))
         await asyncio.sleep(0)
         assert counts(pool) == (2, 2)
     await in_time
     assert called == [2]
 
 
+async def test_a_call_that_was_cut_short_is_not_quick(pool, clock):
+    """What was given up after a moment would have run at least as long as the others: the pace does not rise."""
+    await run_for(pool, clock, 6.0)
+    for _ in range(10):
+        blocked = Blocked()
+        given_up = asyncio.ensure_future(pool.run(blocked))
+        await entered(blocked)
+        given_up.cancel()
+        await until(lambda: counts(pool) == (0, 0))
+    async with busy(pool, queued=3):
+        with pytest.raises(Overloaded) as caught:
+            await pool.run(int)
+    assert caught.value.retry_after_s == 12.0
+
+
+async def test_nested_calls_are_not_of_the_pace(clock):
+    """What a call runs in its own worker's place is part of its time, not a call more."""
+    pool = WorkerPool(workers=1, queue_limit=1)
+
+    def outer() -> None:
+        asyncio.run(run_for(pool, clock, 0.6))
+
+    for _ in range(10):
+        await pool.run(outer)
+    blocked = Blocked()
+    calls = [asyncio.ensure_future(pool.run(one)) for one in (blocked, int)]
+    await entered(blocked)
+    with pytest.raises(Overloaded) as caught:
+        await pool.run(int)
+    assert caught.value.retry_after_s == pytest.approx(12.0)
+    blocked.gate.set()
+    await asyncio.gather(*calls)
+    pool.close()
+
+
 async def test_an_idle_worker_takes_a_call_without_asking_the_pace(pool, clock):
     """While a worker is free no call is refused for its short deadline."""
     await run_for(pool, clock, 6.0)
-    assert await pool.run(int, deadline=clock.now + 0.001) == 0
+    assert await pool.run(int, deadline=clock.now + 5.9) == 0
 
 
 async def test_a_call_whose_time_is_over_is_not_begun(pool, clock):

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import gzip
 import json
 import os
 import socket
 import threading
 import traceback
+import weakref
 from typing import Any
 
 import pytest
@@ -57,6 +59,25 @@ class TestReplyLimit:
             lambda handler: reply(handler, 200, gzip.compress(bytes(1_000_000)), Content_Encoding="gzip")
         )
         assert type(exchanged(requests.post, server.url, timeout=GIVE_UP_S).error) is BadReply
+
+    def test_the_limit_is_16_mib(self):
+        """More than any answer, and little enough for a hundred threads."""
+        assert transport._REPLY_LIMIT_BYTES == 16 * 1024 * 1024
+
+    def test_a_reply_is_not_kept(self, serve):
+        """A reply is freed with its call, not by the next run of the garbage collector."""
+        server = serve(lambda handler: reply(handler, 200, b"x" * 100_000))
+        replies: list[weakref.ref[requests.Response]] = []
+
+        def ask_and_drop() -> None:
+            replies.append(weakref.ref(requests.post(server.url, timeout=GIVE_UP_S)))
+
+        gc.disable()
+        try:
+            exchanged(ask_and_drop)
+            assert replies[0]() is None
+        finally:
+            gc.enable()
 
     def test_a_reply_at_the_limit_arrives(self, serve, monkeypatch):
         """A body of exactly the limit is whole."""

@@ -7,7 +7,7 @@ import os
 from flask import Flask
 
 from deepseek_client import AsyncDeepSeekClient, Settings, metrics
-from deepseek_client.policy import Breaker
+from deepseek_client.policy import Policy
 from deepseek_client.pool import close_default_pools
 
 from . import problems
@@ -35,8 +35,8 @@ def create_app(settings: Settings | None = None) -> Flask:
     app.json = ReadableJson(app)
     app.url_map.merge_slashes = False  # its redirect would repeat whatever Host header came
     app.extensions["llm_settings"] = settings
-    breaker = app.extensions["llm_breaker"] = Breaker(settings.deadline_s)
-    app.extensions["llm_client"] = AsyncDeepSeekClient(settings=settings, errors="raise", breaker=breaker)
+    policy = app.extensions["llm_policy"] = Policy(settings)
+    app.extensions["llm_client"] = AsyncDeepSeekClient(settings=settings, errors="raise", policy=policy)
     SharedLoop(app)
     problems.init_app(app)
     metrics.install()

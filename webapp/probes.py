@@ -27,7 +27,7 @@ def ready() -> tuple[dict[str, str], int]:
     settings, pool = _settings(), _pool_stats()
     if not settings.api_key:
         return {"status": "unready", "reason": "no API key is configured"}, 503
-    refusal = current_app.extensions["llm_breaker"].refusal()
+    refusal = current_app.extensions["llm_policy"].breaker.refusal()
     if refusal is not None:
         return {"status": "unready", "reason": f"the breaker is open: {refusal}"}, 503
     if settings.use_async and pool["busy"] + pool["queued"] >= pool["workers"] + pool["queue_limit"]:
