@@ -8,14 +8,19 @@ project may be imported while the file is executed: the master would keep the ol
 from __future__ import annotations
 
 import atexit
+import contextlib
 import ctypes
 import math
 import os
 import re
+import select
 import shutil
 import signal
 import sys
 import tempfile
+import threading
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +29,9 @@ from dotenv import dotenv_values
 _METRICS = "PROMETHEUS_MULTIPROC_DIR"
 _METRICS_PREFIX = "deepseek-metrics-"
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
+_MARGIN_S = 1.5  # before the master's patience ends calls are ended: their answers take a moment
+_LEAVING_S = 1.0  # what a worker whose calls were ended has for its answers
 
 _env = {**dotenv_values(".env"), **os.environ}
 
@@ -97,39 +105,82 @@ def on_starting(server: Any) -> None:
 
 def post_fork(server: Any, worker: Any) -> None:
     """Makes the worker end when it is told to from its first moment on, and when its master is gone."""
-    _end_at(signal.SIGINT, signal.SIGQUIT, signal.SIGTERM)  # the handlers of the master would swallow them
+    # The handlers of the master would swallow them. Nobody waits for a worker that still loads the application.
+    _handle(lambda _number, _frame: os._exit(0), signal.SIGINT, signal.SIGQUIT, signal.SIGTERM)
     if sys.platform == "linux":
         # Without it an idle sync worker holds the port for timeout / 2 after a `kill -9` of its master.
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
-def post_worker_init(worker: Any) -> None:
-    """Does what `worker_int` does, without the lock of the thread pool that gthread takes before it calls that."""
-    _end_at(signal.SIGINT, signal.SIGQUIT)
-
-
 def worker_int(worker: Any) -> None:
-    """Ends the worker at once at SIGINT and SIGQUIT (Ctrl-C), also while it loads the application.
+    """Ends a worker that still loads the application at SIGINT and SIGQUIT.
 
     gunicorn would raise SystemExit in whatever code is running. Where that gets lost (a `__del__`, for one), the
-    worker lives on, and the master waits graceful_timeout for it. SIGTERM and reloads are the graceful ways.
+    worker lives on, and the master waits graceful_timeout for it.
     """
     os._exit(0)
 
 
-def _end_at(*signals: signal.Signals) -> None:
+def post_worker_init(worker: Any) -> None:
+    """Says how the worker leaves.
+
+    SIGTERM (a stop or a reload): what it has accepted goes on; shortly before the master's patience ends, calls that
+    still run are ended and their requests answered with 503 `closing`. SIGINT and SIGQUIT: that happens at once.
+    Calls in a request's own thread (/sync, USE_ASYNC_DEEPSEEK=0) cannot be ended; they end by LLM_DEADLINE_S, for
+    which our graceful_timeout has room.
+    """
+    patience_s = worker.cfg.graceful_timeout
+    quick = (signal.SIGINT, signal.SIGQUIT)
+    grace_s: dict[int, float] = {
+        signal.SIGTERM: max(patience_s - _MARGIN_S, patience_s / 2),
+        **dict.fromkeys(quick, 0.0),
+    }
+    # A handler may run late: the main thread can enter its wait for a call just when the signal comes. The number of
+    # the signal is in this pipe at once, whatever the main thread does.
+    signals, wakeup = os.pipe()
+    os.set_blocking(wakeup, False)
+    signal.set_wakeup_fd(wakeup, warn_on_full_buffer=False)
+    threading.Thread(target=_end_calls, args=(worker, signals, grace_s), name="signals", daemon=True).start()
+    # gunicorn's own for SIGQUIT takes locks that the interrupted code may hold.
+    _handle(worker.handle_exit, *quick)
+
+
+def _handle(handler: Callable[[int, Any], None], *signals: signal.Signals) -> None:
     for number in signals:
-        signal.signal(number, lambda _number, _frame: os._exit(0))
+        signal.signal(number, handler)
 
 
-def worker_exit(server: Any, worker: Any) -> None:
-    """Closes the pool of a worker that ends gracefully, so that no thread of it keeps the process alive."""
+def _end_calls(worker: Any, signals: int, grace_s: dict[int, float]) -> None:
+    """Ends the calls of this process when their grace is over, and then the process if it does not leave by itself."""
+    close_at = math.inf
+    while (left_s := close_at - time.monotonic()) > 0:
+        if select.select([signals], [], [], None if left_s == math.inf else left_s)[0]:
+            for number in os.read(signals, 64):
+                close_at = min(close_at, time.monotonic() + grace_s.get(number, math.inf))
+                with contextlib.suppress(BlockingIOError):
+                    os.write(worker.PIPE[1], b".")  # where gunicorn had them go, to wake its loop
+    _close_pools(worker)
+    time.sleep(_LEAVING_S)
+    worker.log.warning("worker %s: leaves a thread behind that does not end", worker.pid)
+    os._exit(0)
+
+
+def _close_pools(worker: Any) -> None:
     try:
         from webapp import shutdown
 
         shutdown()
     except Exception:
-        server.log.exception("worker %s: the shutdown of the application failed", worker.pid)
+        worker.log.exception("worker %s: the shutdown of the application failed", worker.pid)
+
+
+def worker_exit(server: Any, worker: Any) -> None:
+    """Ends what calls are left when serving is over, so that no thread of theirs keeps the process alive."""
+    _close_pools(worker)
+    # Python waits for all threads before it ends, and one may be where no abort reaches it.
+    backstop = threading.Timer(_LEAVING_S, os._exit, (0,))
+    backstop.daemon = True
+    backstop.start()
 
 
 def child_exit(server: Any, worker: Any) -> None:
