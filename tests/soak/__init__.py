@@ -1,0 +1,6 @@
+"""What bin/soak runs: the application under gunicorn, over an API that fails in every way, for minutes to a day.
+
+`plan` says when there is load and when rest, `faults` what the sandbox answers, `calls` what the clients send,
+`answers` what may come back. `servers` starts the processes, `load` is the clients, `worker` looks at the worker
+process through /proc, `soaking` runs the plan, `verdict` compares what was seen, `report` and `progress` show it.
+"""
