@@ -181,7 +181,7 @@ class _Call:
                 self.requests += exchange.requests
                 self.ran_s += (exchange.ended or time.monotonic()) - exchange.began
                 self.usage = exchange.usage or self.usage
-                emit(AttemptFinished(self.method, _code_of(error)))
+                emit(AttemptFinished(self.method, _code_of(error), exchange.usage))
 
     def held_s(self, error: BaseException | None) -> float:
         """Seconds in which it ran; of its whole time where that was used up, so that waiting hides no hanging API."""

@@ -11,7 +11,17 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["AttemptFinished", "BreakerChanged", "CallFinished", "emit", "subscribe", "unsubscribe"]
+__all__ = [
+    "AttemptFinished",
+    "BreakerChanged",
+    "CallAborted",
+    "CallFinished",
+    "PoolChanged",
+    "RequestFinished",
+    "emit",
+    "subscribe",
+    "unsubscribe",
+]
 
 _logger = logging.getLogger(__name__)
 
@@ -26,7 +36,7 @@ class CallFinished:
         waited_s: seconds in the queue, and between attempts.
         ran_s: seconds in a thread, of all attempts; 0 when it never started.
         error: the error's code, None on success.
-        usage: the reply's token counts as the API names them; empty when there was none.
+        usage: of the last attempt that had one.
         attempts: how often the method was run; 0 when it never started.
     """
 
@@ -46,10 +56,12 @@ class AttemptFinished:
     Attributes:
         method: as in CallFinished.
         error: the error's code, None on success.
+        usage: the reply's token counts as the API names them; empty when there was none.
     """
 
     method: str
     error: str | None
+    usage: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -63,7 +75,50 @@ class BreakerChanged:
     state: str
 
 
-_Event = CallFinished | AttemptFinished | BreakerChanged
+@dataclass(frozen=True)
+class PoolChanged:
+    """A pool's counts have changed by so many each; differences, so that reports may overtake each other.
+
+    Attributes:
+        workers, busy, queued: as in WorkerPool.stats.
+        rejected: calls that were refused.
+    """
+
+    workers: int = 0
+    busy: int = 0
+    queued: int = 0
+    rejected: int = 0
+
+
+@dataclass(frozen=True)
+class CallAborted:
+    """A running call is being ended from outside.
+
+    Attributes:
+        reason: "deadline", "cancelled" or "closing".
+    """
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class RequestFinished:
+    """The web server has answered a request.
+
+    Attributes:
+        method: of HTTP.
+        route: its pattern, "unmatched" when none fits.
+        status: of the answer.
+        took_s: seconds from the request's first view function to its answer.
+    """
+
+    method: str
+    route: str
+    status: int
+    took_s: float
+
+
+_Event = CallFinished | AttemptFinished | BreakerChanged | PoolChanged | CallAborted | RequestFinished
 _Hook = Callable[[Any], None]
 _hooks: tuple[_Hook, ...] = ()  # replaced under _lock, never changed: emit() reads it without
 _lock = threading.Lock()

@@ -15,11 +15,13 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from .errors import DeadlineExceeded, DeepSeekError, Overloaded, PoolClosed
+from .events import CallAborted, PoolChanged, emit
 
 __all__ = ["WorkerPool", "close_default_pools", "default_pool"]
 
@@ -65,6 +67,7 @@ class WorkerPool:
         self._ran_s: deque[float] = deque(maxlen=_MEASURED_CALLS)  # guarded by _changed; of the last calls
         self._last_ended = 0.0  # guarded by _changed
         self._closed = False  # guarded by _changed
+        self._told = (0, 0, 0, 0)  # guarded by _changed; what PoolChanged events add up to
         self._executor = ThreadPoolExecutor(self._workers, thread_name_prefix="llm-worker")
 
     async def run(
@@ -152,9 +155,24 @@ class WorkerPool:
             call.tell_waiter()
         self._executor.shutdown(wait=False)
 
+    @contextmanager
+    def _changing(self) -> Iterator[None]:
+        """Holds the lock, and reports after it what has changed."""
+        told = now = self._told
+        try:
+            with self._changed:
+                try:
+                    yield
+                finally:
+                    told, now = self._told, (self._workers, self._running, self._queued, self._rejected)
+                    self._told = now
+        finally:
+            if now != told:
+                emit(PoolChanged(*(new - old for new, old in zip(now, told, strict=True))))
+
     def _admit(self, call: _Call) -> ThreadPoolExecutor:
         """Gives the call a slot, and says which threads run it."""
-        with self._changed:
+        with self._changing():
             if self._closed:
                 raise PoolClosed("The service is shutting down.")
             taken = self._queued + self._running
@@ -192,7 +210,7 @@ class WorkerPool:
 
     def _start(self, call: _Call) -> bool:
         """Whether somebody still waits for the queued call, which runs from now on."""
-        with self._changed:
+        with self._changing():
             if call not in self._calls or call.error is not None:
                 return False
             call.began = time.monotonic()
@@ -206,7 +224,7 @@ class WorkerPool:
             return True
 
     def _leave(self, call: _Call) -> None:
-        with self._changed:
+        with self._changing():
             self._leave_locked(call)
 
     def _leave_locked(self, call: _Call) -> None:
@@ -228,12 +246,13 @@ class WorkerPool:
 
     def _give_up(self, call: _Call, reason: str) -> None:
         """Frees the slot of a queued call; aborts a running one, whose thread will free its slot."""
-        with self._changed:
+        with self._changing():
             if not call.running:
                 self._leave_locked(call)
             call.given_up = True
         if call.running and call.abort is not None:
             call.abort(reason)
+            emit(CallAborted(reason))
 
 
 def _wake(waiter: asyncio.Future[None]) -> None:

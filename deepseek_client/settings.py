@@ -43,6 +43,7 @@ class Settings:
         api_key: DEEPSEEK_API_KEY, "" when there is none. Not in the repr.
         base_url: DEEPSEEK_BASE_URL without a trailing slash.
         model: DEEPSEEK_MODEL, "" leaves the client's own.
+        web_api_token: WEB_API_TOKEN, "" lets everybody call. Not in the repr.
 
     Raises:
         ConfigError: a number is out of its range.
@@ -62,6 +63,7 @@ class Settings:
     api_key: str = field(default="", repr=False)
     base_url: str = "https://api.deepseek.com"
     model: str = ""
+    web_api_token: str = field(default="", repr=False)
 
     def __post_init__(self) -> None:
         for name, (low, high) in _RANGES.items():
@@ -89,6 +91,7 @@ class Settings:
             api_key=_key(env, "DEEPSEEK_API_KEY"),
             base_url=_url(env, "DEEPSEEK_BASE_URL", cls.base_url),
             model=_text(env, "DEEPSEEK_MODEL"),
+            web_api_token=_key(env, "WEB_API_TOKEN"),
         )
 
 

@@ -21,7 +21,7 @@ from requests.adapters import BaseAdapter, HTTPAdapter
 from urllib3 import PoolManager
 from urllib3.util import Timeout
 
-from . import environment
+from . import environment, request_id
 from .connections import POOL_CLASSES
 from .errors import BadReply
 from .exchange import Exchange, current
@@ -73,6 +73,8 @@ class _Recorder(BaseAdapter):
     ) -> requests.Response:
         exchange = self._exchange
         request = with_successor(request)
+        if (ours := request_id.current()) is not None:
+            request.headers.setdefault("X-Request-ID", ours)
         while True:
             exchange.begin_request(urlsplit(request.url or "").path)
             try:

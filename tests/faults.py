@@ -85,13 +85,16 @@ ENDLESS = ["hang", "hang_in_body", "drip", "slow_body"]
 """Faults of the sandbox in which a reply is not complete before any deadline of a test."""
 
 
+_OF_CALLS = {f"deepseek_{what}_total" for what in ("requests", "errors", "attempts", "retries")}
+
+
 def counted(client: FlaskClient) -> Counter[tuple[str, ...]]:
-    """The counters that GET /metrics shows: (name, value of each label, in the order of the labels' names)."""
+    """The calls that GET /metrics counts: (name, value of each label, in the order of the labels' names)."""
     found: Counter[tuple[str, ...]] = Counter()
     lines = [line for line in client.get("/metrics").text.splitlines() if "_total" in line]
     for family in text_string_to_metric_families("\n".join(lines)):
         for sample in family.samples:
-            if sample.name.endswith("_total"):
+            if sample.name in _OF_CALLS:
                 found[(sample.name, *(value for _, value in sorted(sample.labels.items())))] += int(
                     sample.value
                 )

@@ -40,8 +40,8 @@ def row(layer, modules, third_party="", own=()):
 
 TABLE = [
     Row(5, "webapp.wsgi webapp.gunicorn.conf", ANYTHING, ANYTHING),
-    row(4, "webapp webapp.loop webapp.bodies webapp.llm webapp.probes webapp.problems", "flask werkzeug",
-        {0, 1, 2, 3, "webapp.*"}),
+    row(4, "webapp webapp.access webapp.bodies webapp.envelope webapp.llm webapp.loop webapp.probes webapp.problems",
+        "flask werkzeug", {0, 1, 2, 3, "webapp.*"}),
     row(4, "deepseek_client.tasks", "celery", {0, 1, 2, 3}),
     row(3, "deepseek_client", "", {0, 1, 2, 3}),
     row(3, "deepseek_client.default", "", {0, 1, 2, "deepseek_client.facade"}),
@@ -59,13 +59,16 @@ TABLE = [
     row(1, "deepseek_client.environment", "requests", {"deepseek_client.exchange"}),
     row(1, "deepseek_client.models", "requests"),
     row(1, "deepseek_client.tls", "requests urllib3", {"deepseek_client.exchange"}),
-    row(1, "deepseek_client.metrics", "prometheus_client", {0}),
+    row(1, "deepseek_client.metrics", "prometheus_client", {0, "deepseek_client.metric_files"}),
+    row(1, "deepseek_client.metric_files"),
+    row(1, "deepseek_client.logs", "", {0}),
     *(
         row(1, f"deepseek_client.sandbox{module}", "aiohttp", {"deepseek_client.sandbox.*"})
         for module in ("", ".__main__", ".chat_request", ".config", ".faults", ".intents", ".refusals",
                        ".replies", ".rules", ".script", ".server", ".thread", ".traffic", ".wire")
     ),
-    row(0, "deepseek_client.errors deepseek_client.settings deepseek_client.events", "", {0}),
+    row(0, "deepseek_client.errors deepseek_client.events deepseek_client.request_id deepseek_client.settings",
+        "", {0}),
 ]  # fmt: skip
 ROW_OF = {module: kind for kind in TABLE for module in kind.modules.split()}
 

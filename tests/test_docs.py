@@ -14,9 +14,10 @@ ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 ENV_EXAMPLE = ROOT / ".env.example"
 
-# Read by the legacy client, by bin/serve and by gunicorn's settings; `Settings` does not know them.
+# Read by the legacy client, by webapp.wsgi and by gunicorn's settings; `Settings` does not know them.
 READ_ELSEWHERE = {
     "DEEPSEEK_VERBOSE": "0",
+    "LOG_FORMAT": "text",
     "HOST": "127.0.0.1",
     "PORT": "5000",
     "WEB_CONCURRENCY": "2",

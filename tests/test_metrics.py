@@ -9,7 +9,14 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from deepseek_client import events, metrics
-from deepseek_client.events import AttemptFinished, BreakerChanged, CallFinished, emit
+from deepseek_client.events import (
+    AttemptFinished,
+    BreakerChanged,
+    CallAborted,
+    CallFinished,
+    PoolChanged,
+    emit,
+)
 
 GIVE_UP_S = 5
 ROOT = Path(__file__).parents[1]
@@ -111,8 +118,11 @@ def test_duration_is_queue_and_run_together(method):
 def test_buckets_reach_from_a_cached_answer_to_the_longest_deadline(method):
     """The histogram's bounds are seconds from 0.05 to 60."""
     call(method)
-    names = [json.loads(rest) for name, rest in shown(method) if name.endswith("_bucket")]
-    assert [labels["le"] for labels in names] == BOUNDS_S
+    for metric in ("duration", "waited"):
+        names = [
+            json.loads(rest) for name, rest in shown(method) if name == f"deepseek_{metric}_seconds_bucket"
+        ]
+        assert [labels["le"] for labels in names] == BOUNDS_S
 
 
 def test_installing_twice_counts_once(method):
@@ -140,7 +150,7 @@ def test_attempts_are_counted_by_their_outcome():
     """Each attempt counts as ok or by its error's code."""
     before = {outcome: one("deepseek_attempts_total", outcome=outcome) for outcome in ("ok", "bad_reply")}
     for error in ("bad_reply", "bad_reply", None):
-        emit(AttemptFinished("chat", error))
+        emit(AttemptFinished("chat", error, {}))
     assert one("deepseek_attempts_total", outcome="bad_reply") == before["bad_reply"] + 2
     assert one("deepseek_attempts_total", outcome="ok") == before["ok"] + 1
 
@@ -151,6 +161,43 @@ def test_retries_are_attempts_after_the_first(method, attempts, retries):
     before = one("deepseek_retries_total")
     emit(CallFinished(method, "async", 0.0, 0.0, None, {}, attempts))
     assert one("deepseek_retries_total") == before + retries
+
+
+@pytest.mark.parametrize(
+    ("usage", "counted"),
+    [
+        ({"prompt_tokens": 7, "completion_tokens": 11, "total_tokens": 18}, {"prompt": 7, "completion": 11}),
+        ({"completion_tokens_details": {"reasoning_tokens": 5}}, {"reasoning": 5}),
+        ({"prompt_cache_hit_tokens": 3, "prompt_cache_miss_tokens": 4}, {"cache_hit": 3, "cache_miss": 4}),
+        ({"prompt_tokens": "7", "completion_tokens": -1, "completion_tokens_details": 5}, {}),
+    ],
+    ids=["both", "reasoning", "cache", "nonsense"],
+)
+def test_tokens_are_counted_by_their_kind(usage, counted):
+    """What the API counts is added up for each attempt, billed ones that failed included; nonsense is ignored."""
+    kinds = ("prompt", "completion", "reasoning", "cache_hit", "cache_miss")
+    before = {kind: one("deepseek_tokens_total", kind=kind) for kind in kinds}
+    emit(AttemptFinished("chat", "bad_reply", usage))
+    after = {kind: one("deepseek_tokens_total", kind=kind) - before[kind] for kind in kinds}
+    assert after == {**dict.fromkeys(kinds, 0), **counted}
+
+
+def test_the_pool_is_shown():
+    """Changes of the pool add up to its counts of the moment, and to the calls that were refused."""
+    names = {"workers": "deepseek_pool_workers", "busy": "deepseek_pool_busy", "queued": "deepseek_pool_queued",
+             "rejected": "deepseek_pool_rejected_total"}  # fmt: skip
+    before = {field: one(name) for field, name in names.items()}
+    for change in ({"workers": 5, "queued": 2}, {"queued": -1, "busy": 1}, {"rejected": 1}, {"busy": -1}):
+        emit(PoolChanged(**change))
+    after = {field: one(name) - before[field] for field, name in names.items()}
+    assert after == {"workers": 5, "busy": 0, "queued": 1, "rejected": 1}
+
+
+def test_aborts_are_counted_by_their_reason():
+    """A call that is ended counts under what ended it."""
+    before = one("deepseek_aborted_total", reason="deadline")
+    emit(CallAborted("deadline"))
+    assert one("deepseek_aborted_total", reason="deadline") == before + 1
 
 
 def test_open_breakers_are_counted():

@@ -13,7 +13,7 @@ import weakref
 import pytest
 from blocking import Blocked, Deaf, counts, entered, until
 
-from deepseek_client import DeadlineExceeded, Overloaded, PoolClosed, WorkerPool
+from deepseek_client import DeadlineExceeded, Overloaded, PoolClosed, WorkerPool, events
 from deepseek_client.pool import close_default_pools, default_pool
 
 GIVE_UP_S = 5.0
@@ -314,3 +314,34 @@ async def test_the_default_pool_is_one_per_size(monkeypatch):
     close_default_pools()
     with pytest.raises(PoolClosed):
         await default_pool(3, 7).run(int)
+
+
+async def test_a_pool_tells_what_changes():
+    """The events of a pool add up to its counts, whatever their order, and an abort is an event of its own."""
+    seen: list[events.PoolChanged | events.CallAborted] = []
+    pool = WorkerPool(workers=1, queue_limit=1)
+    events.subscribe(seen.append)
+    try:
+        blocked = [Blocked() for _ in range(3)]
+        calls = [asyncio.ensure_future(pool.run(one)) for one in blocked[:2]]
+        await entered(blocked[0])
+        with pytest.raises(Overloaded):
+            await pool.run(blocked[2])
+        told = _sums(seen)
+        assert told == {"workers": 1, "busy": 1, "queued": 1, "rejected": 1}
+        assert told == {name: pool.stats()[name] for name in told}
+        calls[0].cancel()
+        blocked[1].gate.set()
+        assert await calls[1] == "let go"
+    finally:
+        events.unsubscribe(seen.append)
+    assert _sums(seen) == {"workers": 1, "busy": 0, "queued": 0, "rejected": 1}
+    assert [event.reason for event in seen if isinstance(event, events.CallAborted)] == ["cancelled"]
+    pool.close()
+
+
+def _sums(seen):
+    changes = [vars(event) for event in seen if isinstance(event, events.PoolChanged)]
+    return {
+        name: sum(change[name] for change in changes) for name in ("workers", "busy", "queued", "rejected")
+    }

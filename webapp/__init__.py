@@ -6,11 +6,11 @@ import os
 
 from flask import Flask
 
-from deepseek_client import AsyncDeepSeekClient, Settings, metrics
+from deepseek_client import AsyncDeepSeekClient, Settings, logs, metrics
 from deepseek_client.policy import Policy
 from deepseek_client.pool import close_default_pools
 
-from . import problems
+from . import access, envelope, problems
 from .bodies import BODY_LIMIT_BYTES, ReadableJson
 from .llm import llm
 from .loop import SharedLoop
@@ -37,9 +37,12 @@ def create_app(settings: Settings | None = None) -> Flask:
     app.extensions["llm_settings"] = settings
     policy = app.extensions["llm_policy"] = Policy(settings)
     app.extensions["llm_client"] = AsyncDeepSeekClient(settings=settings, errors="raise", policy=policy)
+    envelope.init_app(app)
+    access.init_app(app)
     SharedLoop(app)
     problems.init_app(app)
     metrics.install()
+    logs.install()
     app.register_blueprint(llm)
     app.register_blueprint(probes)
     return app

@@ -88,6 +88,8 @@ _deadline_s = _seconds("LLM_DEADLINE_S", 25, 3600)
 graceful_timeout = math.ceil(_deadline_s) + 5  # a call in flight at a reload may use up its deadline
 timeout = math.ceil(_deadline_s) + 10  # a sync worker is silent during a call: that long is not hung
 preload_app = False  # with it a reload would see neither new code nor a new .env
+# How bin/toggle-async finds this server and no other; gunicorn removes it at its end.
+pidfile = f".gunicorn-{port}.pid" if os.access(".", os.W_OK) else None
 accesslog = None
 errorlog = "-"
 control_socket_disable = True  # gunicorn >= 25.1 would put one for all its servers into the home directory
@@ -181,13 +183,3 @@ def worker_exit(server: Any, worker: Any) -> None:
     backstop = threading.Timer(_LEAVING_S, os._exit, (0,))
     backstop.daemon = True
     backstop.start()
-
-
-def child_exit(server: Any, worker: Any) -> None:
-    """Takes the gauges of a worker that is gone out of the sums. Runs in the master, which must survive it."""
-    try:
-        from prometheus_client.multiprocess import mark_process_dead
-
-        mark_process_dead(worker.pid)
-    except Exception:
-        server.log.exception("worker %s: its gauges are still counted", worker.pid)

@@ -76,6 +76,9 @@ async def _finish(
     coroutine: Coroutine[Any, Any, Any],
 ) -> tuple[Any, BaseException | None, contextvars.Context]:
     result, error = None, None
+    task = asyncio.current_task()
+    if task is not None:  # in asyncio's debug mode the log names a task that blocks the loop
+        task.set_name(getattr(coroutine, "__qualname__", "view"))
     try:
         result = await coroutine
     except asyncio.CancelledError:

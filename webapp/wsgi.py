@@ -8,15 +8,20 @@ import os
 import stamina
 from dotenv import load_dotenv
 
-from deepseek_client import Settings
+from deepseek_client import ConfigError, Settings, logs
 from webapp import create_app
 
 __all__ = ["app"]
 
 load_dotenv(".env")  # the process environment wins
-logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-if os.getenv("DEEPSEEK_VERBOSE") == "1":
-    logging.getLogger("deepseek_client").setLevel(logging.DEBUG)
+settings = Settings.from_env(os.environ)
+log_format = (os.getenv("LOG_FORMAT") or "text").strip().lower()
+if log_format not in ("text", "json"):
+    raise ConfigError(f'LOG_FORMAT={log_format!r}: need "text" or "json"')
+secrets = (settings.api_key, settings.web_api_token)
+logging.basicConfig(handlers=[logs.handler(as_json=log_format == "json", secrets=secrets)])
+verbose = os.getenv("DEEPSEEK_VERBOSE") == "1"
+logging.getLogger("deepseek_client").setLevel(logging.DEBUG if verbose else logging.INFO)
 # Its own hooks would log each retry without a reason, and count it beside our metrics.
 stamina.instrumentation.set_on_retry_hooks(())
-app = create_app(Settings.from_env(os.environ))
+app = create_app(settings)

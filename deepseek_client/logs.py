@@ -1,0 +1,86 @@
+"""Log lines: one per call, each with the id of its request, as text or as JSON, and none with a key."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from typing import Any
+
+from . import request_id
+from .events import CallFinished, subscribe
+
+__all__ = ["handler", "install"]
+
+_TEXT = "%(asctime)s %(levelname)s [%(request_id)s] %(name)s: %(message)s"
+_MASK = "***"
+
+_logger = logging.getLogger("deepseek_client.calls")
+
+
+def install() -> None:
+    """Logs one line at INFO for every call of this process from now on. Idempotent."""
+    subscribe(_log_call)
+
+
+def handler(*, as_json: bool, secrets: tuple[str, ...]) -> logging.Handler:
+    """A handler that writes lines to stderr, each with the id of its request.
+
+    Args:
+        as_json: one JSON object per line instead of text.
+        secrets: what no line may show, whoever logs it; blank ones are ignored.
+
+    Threads: as every handler.
+    """
+    made = logging.StreamHandler()
+    made.addFilter(_add_request_id)  # in the thread that logs: its context has the id
+    shapes = {shape for secret in secrets if secret for shape in (secret, json.dumps(secret)[1:-1])}
+    made.setFormatter(_Line(as_json, tuple(shapes)))
+    return made
+
+
+class _Line(logging.Formatter):
+    def __init__(self, as_json: bool, secrets: tuple[str, ...]) -> None:
+        super().__init__(_TEXT)
+        self._as_json = as_json
+        self._secrets = secrets
+
+    def format(self, record: logging.LogRecord) -> str:
+        line = self._json(record) if self._as_json else super().format(record)
+        for secret in self._secrets:
+            line = line.replace(secret, _MASK)
+        return line
+
+    def _json(self, record: logging.LogRecord) -> str:
+        seconds = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
+        fields: dict[str, Any] = {
+            "time": f"{seconds}.{int(record.msecs):03d}Z",
+            "level": record.levelname,
+            "request_id": getattr(record, "request_id", "-"),
+            "logger": record.name,
+            "message": record.getMessage(),
+            **getattr(record, "facts", {}),
+        }
+        if record.exc_info:
+            fields["traceback"] = self.formatException(record.exc_info)
+        return json.dumps(fields, ensure_ascii=False, default=str)
+
+
+def _add_request_id(record: logging.LogRecord) -> bool:
+    record.request_id = request_id.current() or "-"
+    return True
+
+
+def _log_call(event: Any) -> None:
+    if not isinstance(event, CallFinished) or not _logger.isEnabledFor(logging.INFO):
+        return
+    facts = {
+        "method": event.method,
+        "mode": event.mode,
+        "outcome": event.error or "ok",
+        "attempts": event.attempts,
+        "waited_ms": round(event.waited_s * 1000),
+        "ran_ms": round(event.ran_s * 1000),
+        "tokens": event.usage.get("total_tokens", 0),
+    }
+    _logger.info(" ".join(f"{name}={value}" for name, value in facts.items()), extra={"facts": facts})

@@ -1,0 +1,66 @@
+"""Which files of PROMETHEUS_MULTIPROC_DIR this process writes.
+
+prometheus_client names them by the process's id, so that every worker that was ever started leaves its own. Here a
+process takes the lowest number that no living one has, and goes on counting in the files that the last owner left:
+no count is lost, and there are as many files as processes that once lived at the same time.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from pathlib import Path
+
+__all__ = ["forget_the_dead", "number"]
+
+_owner_pid = 0
+_number = 0
+_lock_file = -1  # open as long as the process lives: the lock goes with it, however the process ends
+
+
+def number() -> int:
+    """This process's number, taken at the first call and again after a fork.
+
+    Threads: prometheus_client calls it under a lock of its own.
+    """
+    global _owner_pid, _number, _lock_file
+    if _owner_pid != os.getpid():
+        directory = Path(os.environ["PROMETHEUS_MULTIPROC_DIR"])
+        _number, _lock_file = next(
+            (candidate, lock)
+            for candidate in range(1_000_000)
+            if (lock := _lock_of(directory, candidate)) is not None
+        )
+        _owner_pid = os.getpid()
+        _remove_gauges(directory, _number)
+    return _number
+
+
+def forget_the_dead() -> None:
+    """Removes what processes that have ended said about the present; their counts stay.
+
+    Threads: any.
+    """
+    directory = Path(os.environ["PROMETHEUS_MULTIPROC_DIR"])
+    for file in directory.glob("*.lock"):
+        candidate = int(file.stem)
+        # Our own file must not even be opened: closing it would give up the lock.
+        if candidate != number() and (lock := _lock_of(directory, candidate)) is not None:
+            _remove_gauges(directory, candidate)
+            os.close(lock)
+
+
+def _lock_of(directory: Path, candidate: int) -> int | None:
+    """The descriptor that holds the number, None if another process has it."""
+    lock = os.open(directory / f"{candidate}.lock", os.O_CREAT | os.O_RDWR, 0o600)
+    try:
+        fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # not flock, which a child would inherit
+    except OSError:
+        os.close(lock)
+        return None
+    return lock
+
+
+def _remove_gauges(directory: Path, candidate: int) -> None:
+    for file in directory.glob(f"gauge_live*_{candidate}.db"):
+        file.unlink(missing_ok=True)

@@ -1,0 +1,111 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+GIVE_UP_S = 30
+ROOT = Path(__file__).parents[1]
+
+# The parent is a server's master; each child a worker that counts one call and says when it has.
+PROLOGUE = """
+import os, signal, sys
+from deepseek_client import metrics
+from deepseek_client.events import CallFinished, PoolChanged, emit
+
+metrics.install()
+called = CallFinished("chat", "async", 0.1, 0.2, "overloaded", {}, 0)
+
+def worker(live):
+    ready, told = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        emit(PoolChanged(workers=5))
+        emit(called)
+        os.write(told, b".")
+        signal.pause() if live else os._exit(0)
+    os.read(ready, 1)
+    return pid
+
+def end(pid, number=signal.SIGKILL):
+    os.kill(pid, number)
+    os.waitpid(pid, 0)
+
+def show():
+    sys.stdout.write(metrics.exposition()[0].decode())
+"""
+
+
+def run(tmp_path, script):
+    """The metrics that a server shows in the end, and the files that it leaves."""
+    done = subprocess.run(
+        [sys.executable, "-c", PROLOGUE + script],
+        env={**os.environ, "PROMETHEUS_MULTIPROC_DIR": str(tmp_path), "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=GIVE_UP_S,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    values = {}
+    for family in text_string_to_metric_families(done.stdout):
+        for sample in family.samples:
+            values[sample.name] = values.get(sample.name, 0) + sample.value
+    return values, sorted(file.name for file in tmp_path.glob("*.db"))
+
+
+def test_a_hundred_workers_leave_the_files_of_one(tmp_path):
+    """Workers that follow one another lose no count, and the directory does not grow."""
+    values, files = run(tmp_path, "for _ in range(100): os.waitpid(worker(live=False), 0)\nshow()")
+    assert values["deepseek_requests_total"] == 100
+    assert values["deepseek_errors_total"] == 100
+    assert values["deepseek_duration_seconds_count"] == 100
+    assert values["deepseek_duration_seconds_sum"] == pytest.approx(30)
+    numbers = {name.rpartition("_")[2] for name in files}
+    assert numbers == {"0.db", "1.db"}  # the master's and the workers'
+
+
+def test_workers_that_live_together_count_apart(tmp_path):
+    """Four workers at once write files of their own, and are summed; so do those that come in the place of two."""
+    values, files = run(
+        tmp_path,
+        """
+workers = [worker(live=True) for _ in range(4)]
+end(workers[1])
+end(workers[2])
+workers[1:3] = [worker(live=True) for _ in range(2)]
+show()
+for pid in workers: end(pid)
+""",
+    )
+    assert values["deepseek_requests_total"] == 6
+    assert values["deepseek_pool_workers"] == 20
+    assert {name.rpartition("_")[2] for name in files} == {f"{number}.db" for number in range(5)}
+
+
+def test_gauges_of_the_dead_are_forgotten(tmp_path):
+    """A worker that was killed no longer counts among the present, before another one takes its place and after."""
+    values, _ = run(
+        tmp_path, "first, second = worker(live=True), worker(live=True)\nend(first)\nshow()\nend(second)"
+    )
+    assert values["deepseek_pool_workers"] == 5
+    assert values["deepseek_requests_total"] == 2
+
+
+def test_asking_gives_up_no_number(tmp_path):
+    """A worker that shows the metrics keeps its own files: the next worker does not take them."""
+    values, _ = run(
+        tmp_path,
+        """
+emit(called)
+show_and_drop, sys.stdout = sys.stdout, open(os.devnull, "w")
+show()
+sys.stdout = show_and_drop
+first = worker(live=True)
+emit(called)
+show()
+end(first)
+""",
+    )
+    assert values["deepseek_requests_total"] == 3
