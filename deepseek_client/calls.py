@@ -143,6 +143,7 @@ async def in_turns(
                 if not return_exceptions:
                     raise
                 results[place] = exc
+                await asyncio.sleep(0)  # calls that are refused at once must not keep the loop from others
 
     tasks = [asyncio.ensure_future(take_turns()) for _ in range(min(width, len(items)))]
     try:

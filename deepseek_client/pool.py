@@ -63,6 +63,7 @@ class WorkerPool:
         self._calls: set[_Call] = set()  # guarded by _changed; admitted and not ended
         self._queued = 0  # guarded by _changed; slots of calls that wait
         self._running = 0  # guarded by _changed; slots of calls that run
+        self._leaving = 0  # guarded by _changed; slots of running calls that nobody waits for any more
         self._rejected = 0  # guarded by _changed
         self._ran_s: deque[float] = deque(maxlen=_MEASURED_CALLS)  # guarded by _changed; of the last calls
         self._last_ended = 0.0  # guarded by _changed
@@ -192,7 +193,8 @@ class WorkerPool:
         waiting = self._queued + self._running - self._workers
         pace_s, wait_s, reason = self._pace_locked(), None, None
         if pace_s is not None:
-            wait_s = (waiting + 1) * pace_s / self._workers
+            # A call that was given up frees its worker in a moment.
+            wait_s = max(0, waiting + 1 - self._leaving) * pace_s / self._workers
         if waiting >= self._queue_limit:
             reason = f"{self._queue_limit} calls wait already"
         elif pace_s and wait_s and call.deadline and time.monotonic() + wait_s + pace_s > call.deadline:
@@ -234,6 +236,8 @@ class WorkerPool:
         if call.running:
             call.running = False
             self._running -= call.slots
+            if call.given_up:
+                self._leaving -= call.slots
             if call.slots:
                 self._last_ended = time.monotonic()
                 ran_s = self._last_ended - call.began
@@ -249,7 +253,9 @@ class WorkerPool:
         with self._changing():
             if not call.running:
                 self._leave_locked(call)
-            call.given_up = True
+            elif not call.given_up:
+                call.given_up = True
+                self._leaving += call.slots
         if call.running and call.abort is not None:
             call.abort(reason)
             emit(CallAborted(reason))

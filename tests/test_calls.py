@@ -200,6 +200,22 @@ async def test_exceptions_take_their_place():
     assert isinstance(second, ZeroDivisionError)
 
 
+async def test_refusals_let_others_go_on():
+    """Calls that fail without waiting for anything do not keep the event loop from its other tasks."""
+    refused: list[int] = []
+    seen_meanwhile: list[int] = []
+
+    async def call(item: int) -> None:
+        if not refused:
+            asyncio.get_running_loop().call_soon(lambda: seen_meanwhile.append(len(refused)))
+        refused.append(item)
+        raise Overloaded("x")
+
+    await in_turns(call, range(100), 2, return_exceptions=True)
+    assert len(refused) == 100
+    assert seen_meanwhile[0] < 10
+
+
 async def test_the_first_failure_cancels_the_rest():
     """Without return_exceptions the first failure is raised, after the calls under way were cancelled."""
     cancelled: list[int] = []

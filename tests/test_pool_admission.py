@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 from types import SimpleNamespace
 
 import pytest
-from blocking import Blocked, counts, entered, until
+from blocking import Blocked, Deaf, counts, entered, until
 
 from deepseek_client import DeadlineExceeded, Overloaded, WorkerPool
 from deepseek_client import pool as pool_module
@@ -126,6 +126,26 @@ async def test_a_call_that_was_cut_short_is_not_quick(pool, clock):
         with pytest.raises(Overloaded) as caught:
             await pool.run(int)
     assert caught.value.retry_after_s == 12.0
+
+
+async def test_a_worker_that_is_about_to_be_free_counts_as_free(pool, clock):
+    """A call that takes the place of two that were given up is not refused, although their threads still end."""
+    await run_for(pool, clock, 6.0)
+    deaf = [Deaf(), Deaf()]
+    given_up = [asyncio.ensure_future(pool.run(one)) for one in deaf]
+    await entered(*deaf)
+    for call in given_up:
+        call.cancel()
+    await asyncio.gather(*given_up, return_exceptions=True)
+    assert counts(pool) == (2, 0)
+    next_ones = [asyncio.ensure_future(pool.run(int, deadline=clock.now + 6.5)) for _ in range(2)]
+    await asyncio.sleep(0)
+    assert counts(pool) == (2, 2)
+    with pytest.raises(Overloaded):
+        await pool.run(int, deadline=clock.now + 6.5)
+    for one in deaf:
+        one.gate.set()
+    assert await asyncio.gather(*next_ones) == [0, 0]
 
 
 async def test_nested_calls_are_not_of_the_pace(clock):
