@@ -40,6 +40,10 @@ def row(layer, modules, third_party="", own=()):
 
 TABLE = [
     Row(5, "webapp.wsgi webapp.gunicorn.conf", ANYTHING, ANYTHING),
+    *(
+        Row(5, f"webapp.doctor{module}", ANYTHING, ANYTHING)
+        for module in ("", ".__main__", ".finding", ".serving", ".situation", ".sources", ".upstream")
+    ),
     row(4, "webapp webapp.access webapp.bodies webapp.envelope webapp.llm webapp.loop webapp.probes webapp.problems",
         "flask werkzeug", {0, 1, 2, 3, "webapp.*"}),
     row(4, "deepseek_client.tasks", "celery", {0, 1, 2, 3}),
