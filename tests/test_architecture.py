@@ -40,6 +40,8 @@ def row(layer, modules, third_party="", own=()):
 
 TABLE = [
     Row(5, "webapp.wsgi webapp.gunicorn.conf", ANYTHING, ANYTHING),
+    Row(5, "webapp.toggle webapp.toggle.env_file webapp.toggle.refusal webapp.toggle.rehearsal webapp.toggle.server "
+        "webapp.toggle.survey", ANYTHING, ANYTHING),
     *(
         Row(5, f"webapp.doctor{module}", ANYTHING, ANYTHING)
         for module in ("", ".__main__", ".finding", ".serving", ".situation", ".sources", ".upstream")
