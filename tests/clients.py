@@ -1,10 +1,13 @@
-"""DeepSeek clients of the facade's tests, and the ways to call them."""
+"""DeepSeek clients of the tests, the ways to call them, and what an application counted."""
 
 from __future__ import annotations
 
 import asyncio
 from types import SimpleNamespace
 from typing import Any
+
+from flask.testing import FlaskClient
+from prometheus_client.parser import text_string_to_metric_families
 
 from deepseek_client import AsyncDeepSeekClient, Settings
 
@@ -23,3 +26,13 @@ def called(client: AsyncDeepSeekClient, way: str) -> Any:
         "chat": lambda: client.chat("hi"),
         "parse": lambda: client.parse("打坐", context),
     }[way]()
+
+
+def counted(client: FlaskClient, name: str, **labels: str) -> float:
+    """The sum of a metric's samples that have these labels, as GET /metrics shows them."""
+    return sum(
+        sample.value
+        for family in text_string_to_metric_families(client.get("/metrics").text)
+        for sample in family.samples
+        if sample.name == name and labels.items() <= sample.labels.items()
+    )

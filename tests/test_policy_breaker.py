@@ -6,7 +6,7 @@ import asyncio
 import logging
 
 import pytest
-from blocking import in_child
+from blocking import Clock, in_child
 
 from deepseek_client import (
     AuthenticationFailed,
@@ -27,14 +27,6 @@ from deepseek_client.policy import Breaker
 
 DOWN = UpstreamUnavailable("down")
 QUICK_S, SLOW_S = 1.0, 20.0  # the deadline is 25 s
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 @pytest.fixture

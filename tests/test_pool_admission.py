@@ -8,20 +8,10 @@ from contextlib import asynccontextmanager
 from types import SimpleNamespace
 
 import pytest
-from blocking import Blocked, Deaf, counts, entered, until
+from blocking import Blocked, Clock, Deaf, counts, entered, until
 
 from deepseek_client import DeadlineExceeded, Overloaded, WorkerPool
 from deepseek_client import pool as pool_module
-
-
-class Clock:
-    """Stands in for the pool's `time.monotonic`; the event loop keeps its own."""
-
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 @pytest.fixture

@@ -1,7 +1,7 @@
 import logging
 
 import pytest
-from prometheus_client.parser import text_string_to_metric_families
+from clients import counted
 
 from deepseek_client import logs
 from webapp import create_app
@@ -20,16 +20,6 @@ BODIES = {
 def client(settings):
     """A client of the app over the sandbox."""
     return create_app(settings).test_client()
-
-
-def counted(client, name, **labels):
-    """The sum of a metric's samples that have these labels."""
-    return sum(
-        sample.value
-        for family in text_string_to_metric_families(client.get("/metrics").text)
-        for sample in family.samples
-        if sample.name == name and labels.items() <= sample.labels.items()
-    )
 
 
 @pytest.mark.parametrize("path", BODIES)

@@ -3,6 +3,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
+from clients import counted
 from prometheus_client.parser import text_string_to_metric_families
 
 from deepseek_client import Settings, __version__
@@ -39,17 +40,6 @@ def full():
         yield app.test_client()
         sandbox.stop()
         assert call.result(GIVE_UP_S).get_json()["code"] == "connection_failed"
-
-
-def counted(client, name, **labels):
-    """The value of a metric's sample; 0 while there is none."""
-    families = text_string_to_metric_families(client.get("/metrics").text)
-    return sum(
-        sample.value
-        for family in families
-        for sample in family.samples
-        if sample.name == name and labels.items() <= sample.labels.items()
-    )
 
 
 def test_health(client, sandbox):
