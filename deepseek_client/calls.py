@@ -5,21 +5,33 @@ from __future__ import annotations
 import asyncio
 import functools
 import time
+from collections import deque
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 from . import transport
-from .errors import DeadlineExceeded, DeepSeekError, InvalidRequest, PoolClosed
+from .errors import DeadlineExceeded, DeepSeekError, InvalidRequest, Overloaded, PoolClosed
 from .events import AttemptFinished, CallFinished, emit
 from .exchange import Exchange
 from .policy import Policy
 from .pool import WorkerPool, default_pool
 from .settings import Settings
 
-__all__ = ["Caller", "in_turns"]
+__all__ = ["Caller", "abort_blocking", "in_turns"]
 
 _Judge = Callable[[Exchange], Any]
+
+_blocking: set[Exchange] = set()  # those that run in their callers' threads
+
+
+def abort_blocking() -> None:
+    """Ends the calls that run in their callers' threads; they raise PoolClosed. For a process that is about to leave.
+
+    Threads: any.
+    """
+    for exchange in list(_blocking):
+        exchange.abort("closing")
 
 
 class Caller:
@@ -76,8 +88,12 @@ class Caller:
             if deadline <= time.monotonic():
                 raise DeadlineExceeded("The call's time was over before it was started.")
             exchange = self._exchange(call, judge, deadline, method, args, kwargs)
-            with call.attempted(exchange):
-                return exchange()
+            _blocking.add(exchange)
+            try:
+                with call.attempted(exchange):
+                    return exchange()
+            finally:
+                _blocking.discard(exchange)
 
     @contextmanager
     def _reported(self, method: str, mode: str) -> Iterator[_Call]:
@@ -125,25 +141,37 @@ class Caller:
 
 
 async def in_turns(
-    call: Callable[[Any], Awaitable[Any]], items: Sequence[Any], width: int, *, return_exceptions: bool
+    call: Callable[[Any], Awaitable[Any]],
+    items: Sequence[Any],
+    width: int,
+    failed: Callable[[Exception], Any],
 ) -> list[Any]:
     """Awaits `call(item)` for each item, at most `width` at a time; the results in the order of the items.
 
+    A call that finds the pool full leaves its item to those that are under way, if there are any.
+
     Args:
-        return_exceptions: puts what a call raised in its place; otherwise the first to raise cancels the rest.
+        failed: what stands in the place of a call that raised; what it raises itself cancels the rest.
     """
-    turns = iter(enumerate(items))
+    waiting = deque(enumerate(items))
     results: list[Any] = [None] * len(items)
+    under_way = 0
 
     async def take_turns() -> None:
-        for place, item in turns:
+        nonlocal under_way
+        while waiting:
+            place, item = waiting.popleft()
+            under_way += 1
             try:
                 results[place] = await call(item)
             except Exception as exc:
-                if not return_exceptions:
-                    raise
-                results[place] = exc
+                if isinstance(exc, Overloaded) and under_way > 1:
+                    waiting.appendleft((place, item))
+                    return
+                results[place] = failed(exc)
                 await asyncio.sleep(0)  # calls that are refused at once must not keep the loop from others
+            finally:
+                under_way -= 1
 
     tasks = [asyncio.ensure_future(take_turns()) for _ in range(min(width, len(items)))]
     try:
@@ -181,7 +209,9 @@ class _Call:
                 self.attempts += 1
                 self.requests += exchange.requests
                 self.ran_s += (exchange.ended or time.monotonic()) - exchange.began
-                self.usage = exchange.usage or self.usage
+                for name, number in exchange.usage.items():
+                    if type(number) is int:
+                        self.usage[name] = self.usage.get(name, 0) + number
                 emit(AttemptFinished(self.method, _code_of(error), exchange.usage))
 
     def held_s(self, error: BaseException | None) -> float:

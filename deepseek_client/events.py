@@ -36,7 +36,7 @@ class CallFinished:
         waited_s: seconds in the queue, and between attempts.
         ran_s: seconds in a thread, of all attempts; 0 when it never started.
         error: the error's code, None on success.
-        usage: of the last attempt that had one.
+        usage: the reply's token counts as the API names them, summed over the attempts; empty when there was none.
         attempts: how often the method was run; 0 when it never started.
     """
 

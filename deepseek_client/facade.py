@@ -153,11 +153,12 @@ class AsyncDeepSeekClient(AsyncFacade):
         common = None if deadline_s is None else self._caller.until(deadline_s)
 
         async def chat(prompt: str) -> Any:
-            answer = self._call_until if return_exceptions else self._answer_async
-            return await answer(common or self._caller.until(), "chat", prompt)
+            return await self._call_until(common or self._caller.until(), "chat", prompt)
 
-        width = self._caller.pool.stats()["workers"]
-        return await in_turns(chat, list(prompts), width, return_exceptions=return_exceptions)
+        def failed(error: Exception) -> Any:
+            return error if return_exceptions else self._swallowed("chat", error)
+
+        return await in_turns(chat, list(prompts), self._caller.pool.stats()["workers"], failed)
 
     def chat(self, prompt: str, *, deadline_s: float | None = None) -> dict[str, Any]:
         """The legacy method in the caller's thread, over the shared transport, tried once, ended at the deadline."""
@@ -191,8 +192,8 @@ class AsyncDeepSeekClient(AsyncFacade):
             return returned_or_raised(exchange)
         return outcome_of(exchange, self._client)
 
-    def _swallowed(self, method: str, error: DeepSeekError) -> dict[str, Any]:
-        if self._errors == "raise":
+    def _swallowed(self, method: str, error: Exception) -> dict[str, Any]:
+        if self._errors == "raise" or not isinstance(error, DeepSeekError):
             raise error
         _logger.warning("%s failed (%s): %s", method, error.code, error)
         return blank_result(method)

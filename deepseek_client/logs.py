@@ -14,6 +14,7 @@ __all__ = ["handler", "install"]
 
 _TEXT = "%(asctime)s %(levelname)s [%(request_id)s] %(name)s: %(message)s"
 _MASK = "***"
+_SHORTEST_SECRET = 8
 
 _logger = logging.getLogger("deepseek_client.calls")
 
@@ -28,14 +29,16 @@ def handler(*, as_json: bool, secrets: tuple[str, ...]) -> logging.Handler:
 
     Args:
         as_json: one JSON object per line instead of text.
-        secrets: what no line may show, whoever logs it; blank ones are ignored.
+        secrets: what no line may show, whoever logs it; those of fewer than 8 characters, which are none, are ignored.
 
     Threads: as every handler.
     """
     made = logging.StreamHandler()
     made.addFilter(_add_request_id)  # in the thread that logs: its context has the id
-    shapes = {shape for secret in secrets if secret for shape in (secret, json.dumps(secret)[1:-1])}
-    made.setFormatter(_Line(as_json, tuple(shapes)))
+    known = [secret for secret in secrets if len(secret) >= _SHORTEST_SECRET]
+    shapes = {shape for secret in known for shape in (secret, json.dumps(secret)[1:-1])}
+    # The longest first: one may begin with another.
+    made.setFormatter(_Line(as_json, tuple(sorted(shapes, key=len, reverse=True))))
     return made
 
 

@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import fcntl
 import os
+import threading
 from pathlib import Path
 
 __all__ = ["forget_the_dead", "number"]
 
+# Also between threads of one process: its locks on files do not exclude each other.
+_lock = threading.RLock()
 _owner_pid = 0
 _number = 0
 _lock_file = -1  # open as long as the process lives: the lock goes with it, however the process ends
@@ -21,8 +24,15 @@ _lock_file = -1  # open as long as the process lives: the lock goes with it, how
 def number() -> int:
     """This process's number, taken at the first call and again after a fork.
 
-    Threads: prometheus_client calls it under a lock of its own.
+    Threads: any.
     """
+    if _owner_pid != os.getpid():
+        with _lock:
+            _take_number()
+    return _number
+
+
+def _take_number() -> None:
     global _owner_pid, _number, _lock_file
     if _owner_pid != os.getpid():
         directory = Path(os.environ["PROMETHEUS_MULTIPROC_DIR"])
@@ -31,9 +41,8 @@ def number() -> int:
             for candidate in range(1_000_000)
             if (lock := _lock_of(directory, candidate)) is not None
         )
-        _owner_pid = os.getpid()
         _remove_gauges(directory, _number)
-    return _number
+        _owner_pid = os.getpid()
 
 
 def forget_the_dead() -> None:
@@ -42,12 +51,13 @@ def forget_the_dead() -> None:
     Threads: any.
     """
     directory = Path(os.environ["PROMETHEUS_MULTIPROC_DIR"])
-    for file in directory.glob("*.lock"):
-        candidate = int(file.stem)
-        # Our own file must not even be opened: closing it would give up the lock.
-        if candidate != number() and (lock := _lock_of(directory, candidate)) is not None:
-            _remove_gauges(directory, candidate)
-            os.close(lock)
+    with _lock:
+        candidates = [int(file.stem) for file in directory.glob("*.lock") if file.stem.isdecimal()]
+        for candidate in candidates:
+            # Our own file must not even be opened: closing it would give up the lock.
+            if candidate != number() and (lock := _lock_of(directory, candidate)) is not None:
+                _remove_gauges(directory, candidate)
+                os.close(lock)
 
 
 def _lock_of(directory: Path, candidate: int) -> int | None:
@@ -64,3 +74,11 @@ def _lock_of(directory: Path, candidate: int) -> int | None:
 def _remove_gauges(directory: Path, candidate: int) -> None:
     for file in directory.glob(f"gauge_live*_{candidate}.db"):
         file.unlink(missing_ok=True)
+
+
+def _after_fork_in_child() -> None:
+    global _lock
+    _lock = threading.RLock()  # its owner may be a thread of the parent
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
+import struct
 from collections.abc import Callable
 from typing import Any
 
@@ -24,6 +26,8 @@ __all__ = ["exposition", "install"]
 
 # From an answer out of a cache to the longest deadline that makes sense behind a web server.
 _BUCKETS_S = (0.05, 0.1, 0.25, 0.5, 1, 2, 5, 10, 15, 20, 30, 60)
+
+_READ_TIMES = 5
 
 # Source: the vendor's documentation of `usage`. Reasoning is part of completion, hits and misses are of prompt.
 _TOKENS = {
@@ -147,11 +151,15 @@ def exposition() -> tuple[bytes, str]:
 
     With PROMETHEUS_MULTIPROC_DIR set before this module was imported, the sum over all processes that share it.
     """
-    registry = _metrics().registry
-    if _is_shared():
-        metric_files.forget_the_dead()
-        registry = CollectorRegistry()
-        MultiProcessCollector(registry)
+    if not _is_shared():
+        return generate_latest(_metrics().registry), CONTENT_TYPE_LATEST
+    metric_files.forget_the_dead()
+    registry = CollectorRegistry()
+    MultiProcessCollector(registry)
+    for _ in range(_READ_TIMES):
+        # The library reads files that another process makes or removes at that moment as if they were whole.
+        with contextlib.suppress(struct.error, RuntimeError, OSError):
+            return generate_latest(registry), CONTENT_TYPE_LATEST
     return generate_latest(registry), CONTENT_TYPE_LATEST
 
 

@@ -1,38 +1,26 @@
-"""What happens to a call that fails: whether it is tried again and when, and when no call is started at all."""
+"""What happens to a call that fails: whether it is tried again, and when."""
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import functools
-import logging
 import os
 import random
 import threading
 import time
-from collections import deque
 from collections.abc import Awaitable, Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import stamina
 
-from .errors import (
-    AuthenticationFailed,
-    BadReply,
-    CircuitOpen,
-    ConnectionFailed,
-    DeepSeekError,
-    InsufficientBalance,
-    Overloaded,
-    RateLimited,
-    UpstreamRejected,
-    UpstreamUnavailable,
-)
-from .events import BreakerChanged, emit
+from .breaker import Breaker
+from .errors import BadReply, CircuitOpen, DeepSeekError, Overloaded, PoolClosed
 from .settings import Settings
 
-__all__ = ["Breaker", "Policy", "default_policy"]
+__all__ = ["Policy", "default_policy", "end_waits"]
 
 _T = TypeVar("_T")
-_logger = logging.getLogger(__name__)
 
 # Exponential back-off with full jitter: the n-th wait is a random part of the base doubled n - 1 times. Source of the
 # rule: Marc Brooker, "Exponential Backoff And Jitter", AWS Architecture Blog, 2015.
@@ -43,145 +31,10 @@ _LONGEST_BACK_OFF_S = 8.0
 _TOKENS = 10.0
 _TOKENS_PER_CALL = 0.1
 
-_WINDOW_CALLS = 50
-# Long enough for ten calls of a sync worker, one after the other, that all use up their deadline.
-_WINDOW_S = 300.0
-_FEWEST_CALLS = 10
-# Far above a half: where one call in two is answered, users are better off with the half than with a refusal.
-_OPENING_SHARE = 0.8
-# Of LLM_DEADLINE_S; a call that comes so near to it holds a worker as one that hangs does.
-_SLOW_SHARE = 0.8
-_PAUSE_S = 10.0
-_ACCOUNT_PAUSE_S = 300.0  # a person has to act: pay, or replace the key
-_PROBE_LIMIT_S = 60.0
-
-# Guards the state of all breakers and budgets, for microseconds; no call and no hook runs under it. Reentrant,
-# because the garbage collector may end an abandoned call anywhere.
+# Guards all budgets and _asleep. Reentrant, because the garbage collector may end an abandoned call anywhere.
 _lock = threading.RLock()
-
-
-class Breaker:
-    """Refuses calls while the API keeps failing, so that they neither hold a worker nor add to its load.
-
-    Opens for 10 s when four fifths of the last 10 to 50 calls (of the last 5 minutes) failed on the API's side or
-    took four fifths of their time, and for 5 minutes when the API refuses the key or reports an empty balance. After
-    that one call goes through as a probe: an answer closes it, a failure opens it anew.
-
-    Args:
-        deadline_s: LLM_DEADLINE_S, by which a call is judged slow.
-        clock: replaces `time.monotonic`.
-
-    Threads: any.
-    """
-
-    def __init__(self, deadline_s: float, *, clock: Callable[[], float] = time.monotonic) -> None:
-        self._slow_s = _SLOW_SHARE * deadline_s
-        self._clock = clock
-        self._recent: deque[tuple[float, bool]] = deque(
-            maxlen=_WINDOW_CALLS
-        )  # guarded by _lock; when, was it bad
-        self._open_until: float | None = None  # guarded by _lock; None: closed
-        self._turn = 0  # guarded by _lock; counts openings, probes and closings
-        self._reason = ""  # guarded by _lock
-
-    def refusal(self) -> CircuitOpen | None:
-        """What a new call would be refused with now; None when it would be let through."""
-        with _lock:
-            left_s = 0.0 if self._open_until is None else self._open_until - self._clock()
-            return self._refusal_locked(left_s) if left_s > 0 else None
-
-    def enter(self) -> int:
-        """Lets a call through; the ticket that it returns is handed to `leave`, whatever becomes of the call.
-
-        Raises:
-            CircuitOpen: the breaker is open. Nothing was sent.
-        """
-        with _lock:
-            refusal = self.refusal()
-            if refusal is not None:
-                raise refusal
-            if self._open_until is not None:
-                # This call is the probe. If it never reports, the next one is.
-                self._turn += 1
-                self._open_until = self._clock() + max(_PAUSE_S, min(self._slow_s, _PROBE_LIMIT_S))
-            return self._turn
-
-    def check(self, ticket: int) -> None:
-        """Asked right before each attempt, which may have waited: has the breaker opened since `enter`?
-
-        Raises:
-            CircuitOpen: it has, and this call is not the probe. Nothing was sent.
-        """
-        with _lock:
-            if self._open_until is not None and ticket != self._turn:
-                raise self._refusal_locked(max(0.0, self._open_until - self._clock()))
-
-    def leave(
-        self, ticket: int, error: BaseException | None, held_s: float, *, was_sent: bool = True
-    ) -> None:
-        """The call has ended.
-
-        Args:
-            error: what it raised, None for an answer. What says nothing about the API (a full queue, a wrong request,
-                a caller that gave up early) does not count; a rate limit, a refused request and a model's text that
-                is no answer are answers of the API.
-            held_s: seconds in which it ran, or of its whole time when that was used up.
-            was_sent: whether it came as far as the network; if not, its failure was none of the API's.
-        """
-        with _lock:
-            if ticket != self._turn:  # it began before the last opening, probe or closing
-                return
-            was_open = self._open_until is not None
-            news = self._judge_locked(error, held_s, was_sent)
-            is_open = self._open_until is not None
-        if news:
-            _logger.warning("breaker %s", news)
-        if is_open != was_open:
-            emit(BreakerChanged("open" if is_open else "closed"))
-
-    def _refusal_locked(self, left_s: float) -> CircuitOpen:
-        return CircuitOpen(f"No call is made for now: {self._reason}.", retry_after_s=left_s)
-
-    def _judge_locked(self, error: BaseException | None, held_s: float, was_sent: bool) -> str:
-        """Takes the call's end into account; returns what there is to log, if anything."""
-        if isinstance(error, (AuthenticationFailed, InsufficientBalance)):
-            return self._open_locked(_ACCOUNT_PAUSE_S, str(error).rstrip("."))
-        failed = _has_failed(error) if was_sent else None
-        is_slow = held_s >= self._slow_s
-        if self._open_until is not None:
-            if failed is False:
-                self._turn, self._open_until = self._turn + 1, None
-                self._recent.clear()
-                return "closed: the API answers again"
-            if failed or is_slow:
-                return self._open_locked(_PAUSE_S, "the API keeps failing")
-            self._open_until = self._clock()  # the probe told nothing: the next call is one
-        elif failed is not None or is_slow:
-            return self._count_locked(bool(failed or is_slow))
-        return ""
-
-    def _count_locked(self, is_bad: bool) -> str:
-        now = self._clock()
-        self._recent.append((now, is_bad))
-        while self._recent[0][0] < now - _WINDOW_S:
-            self._recent.popleft()
-        calls, bad = len(self._recent), sum(bad for _, bad in self._recent)
-        if calls < _FEWEST_CALLS or bad < _OPENING_SHARE * calls:
-            return ""
-        return self._open_locked(_PAUSE_S, f"{bad} of the last {calls} calls to the API failed or were slow")
-
-    def _open_locked(self, pause_s: float, reason: str) -> str:
-        self._turn, self._open_until, self._reason = self._turn + 1, self._clock() + pause_s, reason
-        return f"open for {pause_s:g} s: {reason}"
-
-
-def _has_failed(error: BaseException | None) -> bool | None:
-    """Whether the API has failed a call that ended so; None if that says nothing about the API."""
-    if isinstance(error, BadReply):
-        return not error.is_completion
-    if isinstance(error, (ConnectionFailed, UpstreamUnavailable)):
-        return True
-    return False if error is None or isinstance(error, (RateLimited, UpstreamRejected)) else None
+_asleep: set[asyncio.Task[Any]] = set()  # guarded by _lock; between two attempts
+_ended: set[asyncio.Task[Any]] = set()  # guarded by _lock; were asleep when `end_waits` was called
 
 
 class Policy:
@@ -213,6 +66,7 @@ class Policy:
 
         Raises:
             DeepSeekError: of the last attempt that was sent, or DeadlineExceeded.
+            PoolClosed: `end_waits` was called while it waited.
         """
         with _lock:
             self._tokens = min(_TOKENS, self._tokens + _TOKENS_PER_CALL)
@@ -221,20 +75,34 @@ class Policy:
         except DeepSeekError as exc:
             failure = exc
         # Only from here: an iterator of stamina for every call would cost each of them 30 us.
-        rule = self._rule(deadline)
-        async for again in stamina.retry_context(on=rule, attempts=self._max_attempts, timeout=None):
-            with again:
-                if again.num > 1:
-                    try:
-                        return await attempt()
-                    except (CircuitOpen, Overloaded):
-                        pass  # nothing was sent: the call failed by what the attempt before it met
-                    except DeepSeekError as exc:
-                        failure = exc
-                raise failure
+        task = asyncio.current_task()
+        assert task is not None
+        try:
+            async for again in stamina.retry_context(
+                self._rule(deadline, task), self._max_attempts, timeout=None
+            ):
+                with again:
+                    if again.num > 1:
+                        with _lock:
+                            _asleep.discard(task)
+                        try:
+                            return await attempt()
+                        except (CircuitOpen, Overloaded):
+                            pass  # nothing was sent: the call failed by what the attempt before it met
+                        except DeepSeekError as exc:
+                            failure = exc
+                    raise failure
+        except asyncio.CancelledError:
+            if task not in _ended:
+                raise
+            raise PoolClosed("The service is shutting down.") from failure
+        finally:
+            with _lock:
+                _asleep.discard(task)
+                _ended.discard(task)
         raise failure
 
-    def _rule(self, deadline: float) -> Callable[[Exception], bool | float]:
+    def _rule(self, deadline: float, task: asyncio.Task[Any]) -> Callable[[Exception], bool | float]:
         """For one call: says of each failure how many seconds to wait before the next attempt, or False."""
         failures = bad_replies = 0
 
@@ -248,7 +116,11 @@ class Policy:
             wait_s += error.retry_after_s or 0
             is_in_time = time.monotonic() + wait_s < deadline
             may_retry = failures < self._max_attempts and is_in_time and self.breaker.refusal() is None
-            return wait_s if may_retry and self._take_token() else False
+            if not (may_retry and self._take_token()):
+                return False
+            with _lock:
+                _asleep.add(task)
+            return wait_s
 
         return seconds_or_not
 
@@ -258,6 +130,21 @@ class Policy:
                 return False
             self._tokens -= 1
             return True
+
+
+def end_waits() -> None:
+    """Ends the waits between two attempts of all calls of this process, which then raise PoolClosed.
+
+    For a process that is about to leave; close the pools before, or further calls begin.
+
+    Threads: any.
+    """
+    with _lock:
+        tasks = list(_asleep)
+        _ended.update(tasks)
+    for task in tasks:
+        with contextlib.suppress(RuntimeError):  # its loop is closed: nobody waits
+            task.get_loop().call_soon_threadsafe(task.cancel)
 
 
 @functools.lru_cache(maxsize=100)
@@ -272,6 +159,8 @@ def default_policy(api_key: str, settings: Settings) -> Policy:
 def _after_fork_in_child() -> None:
     global _lock
     _lock = threading.RLock()  # its owner may be a thread of the parent
+    _asleep.clear()
+    _ended.clear()
 
 
 os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -131,7 +131,7 @@ class WorkerPool:
 
     def stats(self) -> dict[str, int]:
         """Counts of this moment: workers, busy, queued, queue_limit, rejected (since the start)."""
-        with self._changed:
+        with self._changing():
             return {
                 "workers": self._workers,
                 "busy": self._running,
@@ -253,10 +253,11 @@ class WorkerPool:
         with self._changing():
             if not call.running:
                 self._leave_locked(call)
-            elif not call.given_up:
-                call.given_up = True
-                self._leaving += call.slots
-        if call.running and call.abort is not None:
+            if not call.running or call.given_up:
+                return
+            call.given_up = True
+            self._leaving += call.slots
+        if call.abort is not None:
             call.abort(reason)
             emit(CallAborted(reason))
 

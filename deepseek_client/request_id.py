@@ -6,7 +6,7 @@ import contextvars
 import re
 import uuid
 
-__all__ = ["accept", "current"]
+__all__ = ["accept", "current", "forget"]
 
 _current: contextvars.ContextVar[str | None] = contextvars.ContextVar("request_id", default=None)
 
@@ -26,3 +26,8 @@ def accept(given: str | None) -> str:
     request_id = given if given is not None and usable else uuid.uuid4().hex
     _current.set(request_id)
     return request_id
+
+
+def forget() -> None:
+    """Takes the id from the running context: its request is over."""
+    _current.set(None)

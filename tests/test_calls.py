@@ -5,17 +5,29 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from blocking import Blocked, entered
 
-from deepseek_client import DeadlineExceeded, InvalidRequest, Overloaded, Settings, WorkerPool, events
+from deepseek_client import (
+    AsyncDeepSeekClient,
+    DeadlineExceeded,
+    InvalidRequest,
+    Overloaded,
+    PoolClosed,
+    Settings,
+    WorkerPool,
+    events,
+)
 from deepseek_client import calls as calls_module
-from deepseek_client.calls import Caller, in_turns
+from deepseek_client.calls import Caller, abort_blocking, in_turns
 from deepseek_client.exchange import Exchange
 from deepseek_client.replies import returned_or_raised
+
+GIVE_UP_S = 5.0
 
 
 @pytest.fixture
@@ -36,6 +48,14 @@ def pool():
     made = WorkerPool(workers=1, queue_limit=0)
     yield made
     made.close()
+
+
+def _kept(error: Exception) -> Exception:
+    return error
+
+
+def _raised(error: Exception) -> None:
+    raise error
 
 
 def caller(pool: WorkerPool | None = None, **methods: Any) -> Caller:
@@ -131,7 +151,7 @@ async def test_the_breaker_is_told_how_long_the_api_had_it(pool, reports, monkey
     assert policy.left == [(7, last, held_s, True)]
     (report,) = reports
     assert (report.attempts, report.ran_s, report.waited_s) == (3, 6.0, 30.0)
-    assert report.usage == {"total_tokens": 1}
+    assert report.usage == {"total_tokens": 6}
 
 
 async def test_a_refused_call_is_reported(pool, reports):
@@ -180,24 +200,54 @@ async def test_turns_keep_the_order_and_the_width():
         under_way -= 1
         return item * item
 
-    assert await in_turns(call, range(20), 4, return_exceptions=False) == [i * i for i in range(20)]
+    assert await in_turns(call, range(20), 4, _raised) == [i * i for i in range(20)]
     assert most == 4
 
 
 async def test_no_items_give_no_results():
     """An empty sequence gives an empty list."""
-    assert await in_turns(asyncio.sleep, [], 5, return_exceptions=False) == []
+    assert await in_turns(asyncio.sleep, [], 5, _raised) == []
 
 
 async def test_exceptions_take_their_place():
-    """With return_exceptions a failure stands where its result would."""
+    """What is made of a failure stands where its result would."""
 
     async def call(item: int) -> float:
         return 6 / item
 
-    first, second, third = await in_turns(call, [1, 0, 3], 2, return_exceptions=True)
+    first, second, third = await in_turns(call, [1, 0, 3], 2, _kept)
     assert (first, third) == (6.0, 2.0)
     assert isinstance(second, ZeroDivisionError)
+
+
+async def test_a_full_pool_costs_no_item_while_others_are_under_way():
+    """An item that finds the pool full is left to the turns that have a place; it fails only when none has."""
+    places = asyncio.Semaphore(2)
+
+    async def call(item: int) -> int:
+        if places.locked():
+            raise Overloaded("x")
+        async with places:
+            await asyncio.sleep(0)
+        return item
+
+    assert await in_turns(call, range(50), 10, _kept) == list(range(50))
+    async with places, places:
+        results = await in_turns(call, range(5), 2, _kept)
+    assert [type(result) for result in results] == [Overloaded] * 5
+
+
+def test_calls_in_own_threads_are_ended(sandbox, settings):
+    """A blocking call ends with PoolClosed when its process is about to leave."""
+    sandbox.script([{"fault": "hang"}])
+    client = AsyncDeepSeekClient(settings=settings, errors="raise")
+    with ThreadPoolExecutor(1) as threads:
+        call = threads.submit(client.chat, "hi")
+        sandbox.wait_until(lambda stats: stats["in_flight"] == 1)
+        abort_blocking()
+        with pytest.raises(PoolClosed):
+            call.result(GIVE_UP_S)
+    assert not calls_module._blocking
 
 
 async def test_refusals_let_others_go_on():
@@ -211,13 +261,13 @@ async def test_refusals_let_others_go_on():
         refused.append(item)
         raise Overloaded("x")
 
-    await in_turns(call, range(100), 2, return_exceptions=True)
-    assert len(refused) == 100
+    await in_turns(call, range(100), 2, _kept)
+    assert set(refused) == set(range(100))
     assert seen_meanwhile[0] < 10
 
 
 async def test_the_first_failure_cancels_the_rest():
-    """Without return_exceptions the first failure is raised, after the calls under way were cancelled."""
+    """A failure that is raised again cancels the calls under way, and no further one begins."""
     cancelled: list[int] = []
     begun: list[int] = []
 
@@ -233,7 +283,7 @@ async def test_the_first_failure_cancels_the_rest():
             raise
 
     with pytest.raises(LookupError, match="first"):
-        await in_turns(call, range(10), 3, return_exceptions=False)
+        await in_turns(call, range(10), 3, _raised)
     assert cancelled == [1, 2]
     assert begun == [0, 1, 2]
 

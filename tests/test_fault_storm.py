@@ -15,8 +15,9 @@ from clients import build
 from faults import ENDLESS, FAULTS, meet
 
 from deepseek_client import CircuitOpen, Settings, WorkerPool, events, policy, transport
+from deepseek_client.breaker import Breaker
 from deepseek_client.events import AttemptFinished, CallFinished
-from deepseek_client.policy import Breaker, Policy
+from deepseek_client.policy import Policy
 from deepseek_client.sandbox import RunningSandbox, running
 
 STORM_GIVE_UP_S = 120.0

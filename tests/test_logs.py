@@ -77,6 +77,21 @@ def test_no_line_shows_a_secret(capsys, as_json):
     assert "Traceback" in text
 
 
+def test_the_longer_secret_is_masked_first(capsys):
+    """A secret that begins with another one leaves no tail."""
+    for secrets in [("12345678", "12345678-tail"), ("12345678-tail", "12345678")]:
+        handler = logs.handler(as_json=False, secrets=secrets)
+        record = logging.makeLogRecord({"msg": "x 12345678-tail y", "request_id": "-"})
+        assert handler.format(record).endswith("x *** y")
+
+
+def test_what_is_too_short_to_be_a_secret_masks_nothing():
+    """A token of one character must not make lines unreadable, or JSON that is none."""
+    handler = logs.handler(as_json=True, secrets=("1",))
+    record = logging.makeLogRecord({"msg": "1", "request_id": "-", "facts": {"attempts": 1}})
+    assert json.loads(handler.format(record))["attempts"] == 1
+
+
 def test_an_empty_secret_masks_nothing(capsys):
     """A deployment without a key has readable lines."""
     assert "***" not in written(capsys, False, lambda logger: logger.warning("plain"))

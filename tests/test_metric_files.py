@@ -109,3 +109,29 @@ end(first)
 """,
     )
     assert values["deepseek_requests_total"] == 3
+
+
+def test_other_files_of_the_directory_are_left_alone(tmp_path):
+    """A lock that is not ours does not keep the metrics from being shown."""
+    (tmp_path / "app.lock").touch()
+    values, _ = run(tmp_path, "emit(called)\nshow()")
+    assert values["deepseek_requests_total"] == 1
+
+
+def test_threads_that_ask_at_once_forget_nobody_who_lives(tmp_path):
+    """Many scrapes at once, while workers come and go, never take away what a living worker says."""
+    values, _ = run(
+        tmp_path,
+        """
+from concurrent.futures import ThreadPoolExecutor
+living = worker(live=True)
+with ThreadPoolExecutor(4) as threads:
+    for _ in range(20):
+        end(worker(live=True))
+        list(threads.map(lambda _: metrics.exposition(), range(8)))
+show()
+end(living)
+""",
+    )
+    assert values["deepseek_pool_workers"] == 5
+    assert values["deepseek_requests_total"] == 21

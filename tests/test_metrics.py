@@ -164,7 +164,7 @@ def test_retries_are_attempts_after_the_first(method, attempts, retries):
 
 
 @pytest.mark.parametrize(
-    ("usage", "counted"),
+    ("usage", "expected"),
     [
         ({"prompt_tokens": 7, "completion_tokens": 11, "total_tokens": 18}, {"prompt": 7, "completion": 11}),
         ({"completion_tokens_details": {"reasoning_tokens": 5}}, {"reasoning": 5}),
@@ -173,13 +173,13 @@ def test_retries_are_attempts_after_the_first(method, attempts, retries):
     ],
     ids=["both", "reasoning", "cache", "nonsense"],
 )
-def test_tokens_are_counted_by_their_kind(usage, counted):
+def test_tokens_are_counted_by_their_kind(usage, expected):
     """What the API counts is added up for each attempt, billed ones that failed included; nonsense is ignored."""
     kinds = ("prompt", "completion", "reasoning", "cache_hit", "cache_miss")
     before = {kind: one("deepseek_tokens_total", kind=kind) for kind in kinds}
     emit(AttemptFinished("chat", "bad_reply", usage))
     after = {kind: one("deepseek_tokens_total", kind=kind) - before[kind] for kind in kinds}
-    assert after == {**dict.fromkeys(kinds, 0), **counted}
+    assert after == {**dict.fromkeys(kinds, 0), **expected}
 
 
 def test_the_pool_is_shown():

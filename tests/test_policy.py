@@ -214,6 +214,30 @@ async def test_a_cancelled_wait_makes_no_further_attempt():
     assert attempts.made == 1
 
 
+async def test_waits_are_ended_when_the_process_leaves():
+    """A call that waits for its next attempt ends with PoolClosed, and one that does not wait is left alone."""
+    asleep = asyncio.Event()
+    attempts = Attempts(RateLimited("1", retry_after_s=3_600.0))
+
+    async def attempt() -> int:
+        try:
+            return await attempts()
+        finally:
+            asleep.set()
+
+    task = asyncio.ensure_future(rules().run(attempt, NEVER))
+    await asleep.wait()
+    await asyncio.sleep(0)
+    await asyncio.to_thread(policy.end_waits)
+    with pytest.raises(PoolClosed):
+        await task
+    assert attempts.made == 1
+    assert not policy._asleep
+    assert not policy._ended
+    policy.end_waits()
+    await asyncio.sleep(0)
+
+
 async def test_what_is_not_ours_is_raised_as_it_is(waits):
     """A defect is neither tried again nor translated."""
     numbers = count()

@@ -3,7 +3,7 @@ import logging
 import pytest
 from clients import counted
 
-from deepseek_client import logs
+from deepseek_client import logs, request_id
 from webapp import create_app
 
 GIVE_UP_S = 5
@@ -42,6 +42,12 @@ def test_the_id_is_in_the_legacy_clients_own_lines(client, sandbox, capsys):
     lines = [line for line in capsys.readouterr().err.splitlines() if "deepseek_client.client" in line]
     assert lines
     assert all("[r-1]" in line for line in lines)
+
+
+def test_the_id_ends_with_its_request(client):
+    """What a thread logs between two requests has no id."""
+    client.get("/health", headers={"X-Request-ID": "r-1"})
+    assert request_id.current() is None
 
 
 def test_each_request_has_an_id_of_its_own(client):

@@ -7,7 +7,8 @@ import os
 from flask import Flask
 
 from deepseek_client import AsyncDeepSeekClient, Settings, logs, metrics
-from deepseek_client.policy import Policy
+from deepseek_client.calls import abort_blocking
+from deepseek_client.policy import Policy, end_waits
 from deepseek_client.pool import close_default_pools
 
 from . import access, envelope, problems
@@ -49,5 +50,10 @@ def create_app(settings: Settings | None = None) -> Flask:
 
 
 def shutdown() -> None:
-    """Ends the calls of a process that is about to leave, so that none of its threads keeps it alive."""
+    """Ends the calls of a process that is about to leave, wherever they are: their requests answer 503 `closing`.
+
+    Threads: any; it takes locks, so not a signal handler. Waits for nothing.
+    """
     close_default_pools()
+    end_waits()
+    abort_blocking()

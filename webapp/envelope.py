@@ -24,6 +24,7 @@ def init_app(app: Flask) -> None:
     """Gives each request an id (X-Request-ID, the caller's or a new one), and counts it by its route."""
     app.before_request(_open)
     app.after_request(_seal)
+    app.teardown_request(lambda _: request_id.forget())
 
 
 def _open() -> None:

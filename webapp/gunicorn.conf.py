@@ -128,8 +128,6 @@ def post_worker_init(worker: Any) -> None:
 
     SIGTERM (a stop or a reload): what it has accepted goes on; shortly before the master's patience ends, calls that
     still run are ended and their requests answered with 503 `closing`. SIGINT and SIGQUIT: that happens at once.
-    Calls in a request's own thread (/sync, USE_ASYNC_DEEPSEEK=0) cannot be ended; they end by LLM_DEADLINE_S, for
-    which our graceful_timeout has room.
     """
     patience_s = worker.cfg.graceful_timeout
     quick = (signal.SIGINT, signal.SIGQUIT)

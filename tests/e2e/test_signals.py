@@ -49,7 +49,7 @@ def start(serving):
 
     def begin(sandbox, kind, *options, app=APP, **env):
         upstream = {"DEEPSEEK_API_KEY": "sk-test", "DEEPSEEK_BASE_URL": sandbox.url, "LLM_MAX_ATTEMPTS": "1"}
-        return serving([*GUNICORN, *options, app], **upstream, **KINDS[kind], **env)
+        return serving([*GUNICORN, *options, app], **{**upstream, **KINDS[kind], **env})
 
     return begin
 
@@ -172,21 +172,30 @@ def test_quick_stop_while_calls_hang(start, kind, number, eventually):
 @pytest.mark.parametrize(
     "number", [signal.SIGINT, signal.SIGQUIT, signal.SIGTERM], ids=["INT", "QUIT", "TERM"]
 )
-def test_quick_stop_of_a_blocking_call(start, number, eventually):
-    """A call in the request's own thread, which nothing can end, keeps no worker past its time."""
+@pytest.mark.parametrize(
+    ("reply", "env"),
+    [
+        ({"fault": "hang"}, {"USE_ASYNC_DEEPSEEK": "0"}),
+        ({"fault": "status", "status": 429, "headers": {"Retry-After": "20"}}, {"LLM_MAX_ATTEMPTS": "2"}),
+    ],
+    ids=["in_its_own_thread", "between_attempts"],
+)
+def test_calls_outside_of_the_pool(start, number, reply, env):
+    """A blocking call, and one that waits for its next attempt, are answered `closing` too, and keep no worker."""
     options = ["--graceful-timeout", str(PATIENCE_S)]
     with (
         running() as sandbox,
-        start(sandbox, "sync", *options, USE_ASYNC_DEEPSEEK="0") as server,
+        start(sandbox, "sync", *options, **env) as server,
         ThreadPoolExecutor(1) as threads,
     ):
-        sandbox.script([{"fault": "hang"}])
+        sandbox.script([reply])
         call = threads.submit(server.post, "/api/llm/chat", {"prompt": "x"})
-        sandbox.wait_until(lambda stats: stats["in_flight"] == 1)
+        is_waiting = reply["fault"] != "hang"
+        sandbox.wait_until(lambda stats: stats["requests"] == 1 and stats["in_flight"] == 1 - is_waiting)
         os.kill(server.pid, number)
         assert server.process.wait(GONE_S) == 0
         assert server.processes() == {}
-        assert isinstance(call.exception(GIVE_UP_S), requests.ConnectionError)
+        assert call.result(GIVE_UP_S).json()["code"] == "closing"
 
 
 def test_worker_at_its_last_request(start, eventually):

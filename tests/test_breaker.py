@@ -21,9 +21,11 @@ from deepseek_client import (
     UpstreamRejected,
     UpstreamUnavailable,
     events,
-    policy,
 )
-from deepseek_client.policy import Breaker
+from deepseek_client import (
+    breaker as breaker_module,
+)
+from deepseek_client.breaker import Breaker
 
 DOWN = UpstreamUnavailable("down")
 QUICK_S, SLOW_S = 1.0, 20.0  # the deadline is 25 s
@@ -108,9 +110,19 @@ def test_a_refusal_is_an_answer(breaker, clock, error):
 
 
 def test_what_was_not_sent_does_not_count(breaker):
-    """A client that fails before it reaches the network says nothing about the API."""
+    """A client that fails before it reaches the network says nothing about the API; one that is answered does."""
     for _ in range(100):
         breaker.leave(breaker.enter(), ConnectionFailed("x"), QUICK_S, was_sent=False)
+    assert not opened(breaker)
+
+
+def test_without_sight_of_the_network_it_closes_too(breaker, clock):
+    """Where the transport sees nothing (DEEPSEEK_TRANSPORT=0, a client of another library) an answer closes it."""
+    for _ in range(10):
+        breaker.leave(breaker.enter(), None, SLOW_S, was_sent=False)
+    assert opened(breaker)
+    clock.now += 10
+    breaker.leave(breaker.enter(), None, QUICK_S, was_sent=False)
     assert not opened(breaker)
 
 
@@ -244,7 +256,7 @@ def test_another_failure_than_the_account_is_another_pause(breaker, clock):
 def test_what_changes_is_told(breaker, clock, caplog):
     """Opening, a failed probe and closing are each a line of the log; the state's change is an event."""
     seen: list[object] = []
-    caplog.set_level(logging.WARNING, policy.__name__)
+    caplog.set_level(logging.WARNING, breaker_module.__name__)
     events.subscribe(seen.append)
     try:
         calls(breaker, 10, DOWN)
@@ -285,5 +297,5 @@ def test_no_hook_runs_under_the_lock(breaker, clock):
 
 def test_a_fork_does_not_inherit_the_lock(breaker):
     """A child that was forked while another thread held the lock makes its calls all the same."""
-    with policy._lock:
+    with breaker_module._lock:
         in_child(lambda: calls(breaker, 1, None))
