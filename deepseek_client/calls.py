@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from . import transport
-from .errors import DeadlineExceeded, DeepSeekError, InvalidRequest, Overloaded, PoolClosed
+from .errors import CircuitOpen, DeadlineExceeded, DeepSeekError, InvalidRequest, Overloaded, PoolClosed
 from .events import AttemptFinished, CallFinished, emit
 from .exchange import Exchange
 from .policy import Policy
@@ -169,7 +169,10 @@ async def in_turns(
                     waiting.appendleft((place, item))
                     return
                 results[place] = failed(exc)
-                await asyncio.sleep(0)  # calls that are refused at once must not keep the loop from others
+                if isinstance(exc, (CircuitOpen, Overloaded)):
+                    await asyncio.sleep(
+                        0
+                    )  # one after the other is refused at once: the loop has others to serve
             finally:
                 under_way -= 1
 

@@ -53,7 +53,7 @@ def refusals(situation: Situation) -> Iterator[Finding]:
             "error",
             "unreadable_setting",
             text,
-            "The server does not start.",
+            "The server does not start, and ends at a reload (SIGHUP).",
             "Correct it; README and .env.example list the settings and their ranges.",
         )
 
