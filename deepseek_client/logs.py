@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import sys
 import time
 from typing import Any
 
@@ -46,6 +47,8 @@ class _Line(logging.Formatter):
     def __init__(self, as_json: bool, secrets: tuple[str, ...]) -> None:
         super().__init__(_TEXT)
         self._as_json = as_json
+        # What another encoding cannot carry the stream would write in a way that JSON does not know.
+        self._is_utf8 = (sys.stderr.encoding or "").lower().replace("-", "") == "utf8"
         self._secrets = secrets
 
     def format(self, record: logging.LogRecord) -> str:
@@ -53,6 +56,10 @@ class _Line(logging.Formatter):
         for secret in self._secrets:
             line = line.replace(secret, _MASK)
         return line
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        # What a player typed must not look like a line of its own; a traceback keeps its lines.
+        return super().formatMessage(record).replace("\r", "\\r").replace("\n", "\\n")
 
     def _json(self, record: logging.LogRecord) -> str:
         seconds = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
@@ -66,7 +73,7 @@ class _Line(logging.Formatter):
         }
         if record.exc_info:
             fields["traceback"] = self.formatException(record.exc_info)
-        return json.dumps(fields, ensure_ascii=False, default=str)
+        return json.dumps(fields, ensure_ascii=not self._is_utf8, default=str)
 
 
 def _add_request_id(record: logging.LogRecord) -> bool:

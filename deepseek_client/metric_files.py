@@ -7,12 +7,20 @@ no count is lost, and there are as many files as processes that once lived at th
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
+import logging
 import os
+import struct
+import sys
 import threading
 from pathlib import Path
 
+from prometheus_client.mmap_dict import MmapedDict
+
 __all__ = ["forget_the_dead", "number"]
+
+_logger = logging.getLogger(__name__)
 
 # Also between threads of one process: its locks on files do not exclude each other.
 _lock = threading.RLock()
@@ -35,13 +43,15 @@ def number() -> int:
 def _take_number() -> None:
     global _owner_pid, _number, _lock_file
     if _owner_pid != os.getpid():
-        directory = Path(os.environ["PROMETHEUS_MULTIPROC_DIR"])
+        directory = _directory()
         _number, _lock_file = next(
             (candidate, lock)
             for candidate in range(1_000_000)
             if (lock := _lock_of(directory, candidate)) is not None
         )
         _remove_gauges(directory, _number)
+        for file in directory.glob(f"*_{_number}.db"):
+            _remove_if_broken(file)
         _owner_pid = os.getpid()
 
 
@@ -50,10 +60,13 @@ def forget_the_dead() -> None:
 
     Threads: any.
     """
-    directory = Path(os.environ["PROMETHEUS_MULTIPROC_DIR"])
+    directory = _directory()
     with _lock:
-        candidates = [int(file.stem) for file in directory.glob("*.lock") if file.stem.isdecimal()]
-        for candidate in candidates:
+        locks = [file for file in directory.glob("*.lock") if file.stem.isdecimal()]
+        for file in locks:
+            candidate = int(file.stem)
+            with contextlib.suppress(OSError):
+                os.utime(file)  # or what cleans a directory of old files gives its number away
             # Our own file must not even be opened: closing it would give up the lock.
             if candidate != number() and (lock := _lock_of(directory, candidate)) is not None:
                 _remove_gauges(directory, candidate)
@@ -69,6 +82,27 @@ def _lock_of(directory: Path, candidate: int) -> int | None:
         os.close(lock)
         return None
     return lock
+
+
+def _directory() -> Path:
+    """Where the files are; made anew if somebody has cleaned it away: no metric is worth a service that is down."""
+    directory = Path(os.environ["PROMETHEUS_MULTIPROC_DIR"])
+    directory.mkdir(parents=True, exist_ok=True)
+    return directory
+
+
+def _remove_if_broken(file: Path) -> None:
+    """What a dead owner, a full disk or a stranger has left half written would break each process that adopts it."""
+    try:
+        with file.open("rb") as stream:
+            used = int.from_bytes(stream.read(4), sys.byteorder, signed=True)
+        if not 0 <= used <= file.stat().st_size:
+            raise ValueError(f"it claims {used} bytes")
+        for _ in MmapedDict.read_all_values_from_file(file):
+            pass
+    except (OSError, RuntimeError, ValueError, struct.error, IndexError):
+        _logger.warning("%s is not readable: what it counted is lost", file.name)
+        file.unlink(missing_ok=True)
 
 
 def _remove_gauges(directory: Path, candidate: int) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import logging
 import os
 import struct
 from collections.abc import Callable
@@ -23,6 +24,8 @@ from prometheus_client.multiprocess import MultiProcessCollector
 from . import events, metric_files
 
 __all__ = ["exposition", "install"]
+
+_logger = logging.getLogger(__name__)
 
 # From an answer out of a cache to the longest deadline that makes sense behind a web server.
 _BUCKETS_S = (0.05, 0.1, 0.25, 0.5, 1, 2, 5, 10, 15, 20, 30, 60)
@@ -132,7 +135,13 @@ def _number_at(usage: dict[str, Any], path: tuple[str, ...]) -> float:
 @functools.cache
 def _metrics() -> _Metrics:
     if _is_shared():
-        values.ValueClass = values.MultiProcessValue(metric_files.number)
+        try:
+            metric_files.number()
+        except OSError as error:
+            _logger.warning("PROMETHEUS_MULTIPROC_DIR cannot be used (%s): this process counts alone", error)
+            values.ValueClass = values.MutexValue
+        else:
+            values.ValueClass = values.MultiProcessValue(metric_files.number)
     return _Metrics()
 
 
@@ -164,4 +173,4 @@ def exposition() -> tuple[bytes, str]:
 
 
 def _is_shared() -> bool:
-    return "PROMETHEUS_MULTIPROC_DIR" in os.environ
+    return bool(os.environ.get("PROMETHEUS_MULTIPROC_DIR")) and values.ValueClass is not values.MutexValue

@@ -67,7 +67,7 @@ TABLE = [
     row(1, "deepseek_client.models", "requests"),
     row(1, "deepseek_client.tls", "requests urllib3", {"deepseek_client.exchange"}),
     row(1, "deepseek_client.metrics", "prometheus_client", {0, "deepseek_client.metric_files"}),
-    row(1, "deepseek_client.metric_files"),
+    row(1, "deepseek_client.metric_files", "prometheus_client"),
     row(1, "deepseek_client.logs", "", {0}),
     *(
         row(1, f"deepseek_client.sandbox{module}", "aiohttp", {"deepseek_client.sandbox.*"})

@@ -1,3 +1,4 @@
+import io
 import json
 import logging
 import sys
@@ -40,6 +41,30 @@ def test_a_line_of_text(capsys):
     assert line.endswith(" WARNING [-] game: 修炼 1\n")
     request_id.accept("r-1")
     assert written(capsys, False, lambda logger: logger.info("x")).endswith(" INFO [r-1] game: x\n")
+
+
+def test_what_was_typed_makes_no_line_of_its_own(capsys):
+    """A line break in a message is shown as one; a traceback keeps its lines."""
+    text = written(capsys, False, lambda logger: logger.info("x\r\n2026-01-01 INFO [r-2] forged"))
+    assert text.count("\n") == 1
+    assert text.endswith("x\\r\\n2026-01-01 INFO [r-2] forged\n")
+
+    def fail(logger):
+        try:
+            raise ValueError("x")
+        except ValueError:
+            logger.exception("failed")
+
+    assert written(capsys, False, fail).count("\n") > 3
+
+
+def test_json_in_another_encoding(monkeypatch):
+    """Where stderr cannot carry Chinese, JSON has it escaped as JSON does."""
+    monkeypatch.setattr(sys, "stderr", io.TextIOWrapper(io.BytesIO(), encoding="ascii"))
+    handler = logs.handler(as_json=True, secrets=())
+    line = handler.format(logging.makeLogRecord({"msg": "修炼", "request_id": "-"}))
+    assert line.isascii()
+    assert json.loads(line)["message"] == "修炼"
 
 
 def test_a_line_of_json(capsys):

@@ -135,3 +135,52 @@ end(living)
     )
     assert values["deepseek_pool_workers"] == 5
     assert values["deepseek_requests_total"] == 21
+
+
+def test_a_directory_that_is_cleaned_away_costs_counts_only(tmp_path):
+    """Metrics go on in a new directory when somebody removes theirs: neither a scrape nor a new worker fails."""
+    _, files = run(
+        tmp_path / "metrics",
+        """
+import shutil
+emit(called)
+end(worker(live=True))
+shutil.rmtree(os.environ["PROMETHEUS_MULTIPROC_DIR"])
+metrics.exposition()
+workers = [worker(live=True) for _ in range(2)]
+show()
+for pid in workers: end(pid)
+""",
+    )
+    assert "counter_1.db" in files
+
+
+@pytest.mark.parametrize("damage", [b"", b"\xff" * 64, b"\x40\x00\x00\x00"], ids=["empty", "noise", "cut"])
+def test_a_broken_file_is_not_adopted(tmp_path, damage):
+    """A worker that takes a number whose file is damaged begins it anew, and says so."""
+    script = f"""
+import glob, logging
+logging.basicConfig(stream=sys.stdout, format="# %(message)s")
+end(worker(live=True))
+(broken,) = glob.glob(os.environ["PROMETHEUS_MULTIPROC_DIR"] + "/counter_1.db")
+open(broken, "wb").write({damage!r})
+end(worker(live=True))
+show()
+"""
+    values, _ = run(tmp_path, script)
+    assert values["deepseek_requests_total"] == 1
+
+
+def test_locks_stay_young(tmp_path):
+    """A scrape touches the locks: what removes old files must not give the number of a living process away."""
+    run(
+        tmp_path,
+        """
+pid = worker(live=True)
+for number in (0, 1):
+    os.utime(os.path.join(os.environ["PROMETHEUS_MULTIPROC_DIR"], f"{number}.lock"), (1, 1))
+show()
+end(pid)
+""",
+    )
+    assert [(tmp_path / f"{number}.lock").stat().st_mtime > 1 for number in (0, 1)] == [True, True]

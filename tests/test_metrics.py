@@ -237,3 +237,22 @@ def test_processes_are_summed(tmp_path):
     assert values["deepseek_errors_total", '{"code": "overloaded", "mode": "async"}'] == 3
     assert values["deepseek_duration_seconds_count", '{"mode": "async"}'] == 3
     assert values["deepseek_duration_seconds_sum", '{"mode": "async"}'] == pytest.approx(0.9)
+
+
+def test_a_directory_that_cannot_be_used(tmp_path):
+    """When PROMETHEUS_MULTIPROC_DIR cannot be made the process counts alone, and says so."""
+    (tmp_path / "file").touch()
+    environment = {
+        **os.environ,
+        "PROMETHEUS_MULTIPROC_DIR": str(tmp_path / "file" / "metrics"),
+        "PYTHONPATH": str(ROOT),
+    }
+    script = TWO_CHILDREN.split("for calls")[0] + (
+        'emit(CallFinished("chat", "async", 0.1, 0.2, None, {}, 1))\nprint(metrics.exposition()[0].decode())'
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=GIVE_UP_S
+    )
+    assert done.returncode == 0, done.stderr
+    assert "PROMETHEUS_MULTIPROC_DIR cannot be used" in done.stderr
+    assert samples(done.stdout, "chat")["deepseek_requests_total", '{"mode": "async"}'] == 1

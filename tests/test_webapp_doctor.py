@@ -271,6 +271,15 @@ def test_line_of_the_env_file(findings_for, line, code, level):
     assert codes(findings_for()) == {(code, level)}
 
 
+@pytest.mark.parametrize("make", [os.mkdir, os.mkfifo, lambda path: os.symlink("nowhere", path)],
+                         ids=["directory", "fifo", "dangling"])  # fmt: skip
+def test_env_file_that_is_no_file(findings_for, make):
+    """A .env that nothing can be read from is an error: the server would run on defaults, or wait for ever."""
+    make(".env")
+    (finding,) = [finding for finding in findings_for() if finding.code == "unreadable_setting"]
+    assert finding.what == ".env cannot be read: it is not a file"
+
+
 def test_env_file_that_is_not_text(findings_for):
     """A .env that cannot be decoded is one error, and the environment is examined all the same."""
     Path(".env").write_bytes(b"LLM_MAX_WORKERS=\xff\xfe")

@@ -102,7 +102,10 @@ def on_starting(server: Any) -> None:
     directory.mkdir(parents=True, exist_ok=True)
     if "GUNICORN_PID" not in os.environ:
         for file in directory.glob("*.db"):
-            file.unlink(missing_ok=True)
+            if re.fullmatch(
+                r"(counter|histogram|summary|gauge_[a-z]+)_[0-9]+\.db", file.name
+            ):  # not what is not ours
+                file.unlink(missing_ok=True)
 
 
 def post_fork(server: Any, worker: Any) -> None:

@@ -56,8 +56,9 @@ def parse(arguments: Sequence[str]) -> Options:
     )
     found = parser.parse_args(arguments)
     path = os.path.abspath(found.json) if found.json else ""
-    if path and not os.access(os.path.dirname(path), os.W_OK):  # now, not after a day
-        print(f"soak: cannot write to {os.path.dirname(path)}", file=sys.stderr)
+    # Now, not after a day.
+    if path and (os.path.isdir(path) or not os.access(os.path.dirname(path), os.W_OK)):
+        print(f"soak: cannot write {path}", file=sys.stderr)
         sys.exit(1)
     return Options(found.minutes, found.seed, path)
 

@@ -1,3 +1,5 @@
+import os
+
 import pytest
 
 from .arguments import Options, parse
@@ -35,11 +37,14 @@ def test_wrong_arguments(arguments, capsys):
     assert arguments[-1] in complaint
 
 
-def test_file_that_cannot_be_written(tmp_path, capsys):
+@pytest.mark.parametrize("path", ["nowhere/out.json", "."], ids=["no_folder", "a_folder"])
+def test_file_that_cannot_be_written(tmp_path, monkeypatch, capsys, path):
     """It is refused before the run, with 1."""
+    monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as end:
-        parse(["--json", str(tmp_path / "nowhere" / "out.json")])
-    assert (end.value.code, capsys.readouterr().err) == (1, f"soak: cannot write to {tmp_path / 'nowhere'}\n")
+        parse(["--json", path])
+    assert end.value.code == 1
+    assert capsys.readouterr().err == f"soak: cannot write {os.path.abspath(path)}\n"
 
 
 def test_help(capsys):

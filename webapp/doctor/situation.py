@@ -9,6 +9,7 @@ import os
 import re
 import resource
 import runpy
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -109,17 +110,19 @@ def is_loopback(host: str) -> bool:
 
 def _env_file() -> tuple[dict[str, str], list[int], list[str], list[str]]:
     """Its values, the lines that are no assignment, the names that it repeats, and why it cannot be read."""
+    if os.path.lexists(_ENV_FILE) and not _ENV_FILE.is_file():
+        return {}, [], [], [".env cannot be read: it is not a file"]
     try:
         values = {name: value for name, value in dotenv_values(_ENV_FILE).items() if value is not None}
         bindings = []
-        if _ENV_FILE.is_file():
+        if _ENV_FILE.exists():
             with _ENV_FILE.open(encoding="utf-8") as stream:
                 bindings = list(parse_stream(stream))
     except (OSError, ValueError) as error:
         return {}, [], [], [f".env cannot be read: {error}"]
-    names = [binding.key for binding in bindings if binding.key]
+    names = Counter(binding.key for binding in bindings if binding.key)
     unread_lines = [binding.original.line for binding in bindings if binding.error]
-    return values, unread_lines, sorted({name for name in names if names.count(name) > 1}), []
+    return values, unread_lines, sorted(name for name in names if names[name] > 1), []
 
 
 def _settings(env: dict[str, str]) -> tuple[Settings, list[str]]:

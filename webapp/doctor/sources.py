@@ -149,9 +149,12 @@ def _known() -> set[str]:
     return environment.asked | _OTHERS
 
 
+_LOOKED_AT = 500  # names that nothing reads; each is compared with all that something reads
+
+
 def _unknown(situation: Situation) -> Iterator[Finding]:
     known = _known()
-    for name in sorted({*situation.file, *situation.process} - known):
+    for name in sorted({*situation.file, *situation.process} - known)[:_LOOKED_AT]:
         similar = difflib.get_close_matches(name.upper(), known, n=1, cutoff=0.85)
         meant = next((other for other in similar if not situation.get(other)), "")
         # What else the environment has may be another program's.
