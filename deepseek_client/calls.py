@@ -80,7 +80,9 @@ class Caller:
                 with call.attempted(exchange):
                     return await self.pool.run(exchange, deadline=deadline)
 
-            return await (attempt() if self._policy is None else self._policy.run(attempt, deadline))
+            if self._policy is None:
+                return await attempt()
+            return await self._policy.run(attempt, deadline, self.pool.is_closed)
 
     def here(self, judge: _Judge, deadline: float, method: str, /, *args: Any, **kwargs: Any) -> Any:
         """The same in the caller's thread, where the transport's reads keep the deadline; nothing is tried again."""

@@ -58,11 +58,17 @@ class Policy:
         self.breaker = Breaker(settings.deadline_s)
         self._tokens = _TOKENS  # guarded by _lock
 
-    async def run(self, attempt: Callable[[], Awaitable[_T]], deadline: float) -> _T:
+    async def run(
+        self,
+        attempt: Callable[[], Awaitable[_T]],
+        deadline: float,
+        is_leaving: Callable[[], bool] = lambda: False,
+    ) -> _T:
         """Awaits `attempt()`, and again after failures; a wait between two attempts holds no thread.
 
         Args:
             deadline: moment on `time.monotonic()` that no wait passes.
+            is_leaving: true once the process is about to leave, before it calls `end_waits`; then no wait begins.
 
         Raises:
             DeepSeekError: of the last attempt that was sent, or DeadlineExceeded.
@@ -79,7 +85,7 @@ class Policy:
         assert task is not None
         try:
             async for again in stamina.retry_context(
-                self._rule(deadline, task), self._max_attempts, timeout=None
+                self._rule(deadline, task, is_leaving), self._max_attempts, timeout=None
             ):
                 with again:
                     if again.num > 1:
@@ -102,7 +108,9 @@ class Policy:
                 _ended.discard(task)
         raise failure
 
-    def _rule(self, deadline: float, task: asyncio.Task[Any]) -> Callable[[Exception], bool | float]:
+    def _rule(
+        self, deadline: float, task: asyncio.Task[Any], is_leaving: Callable[[], bool]
+    ) -> Callable[[Exception], bool | float]:
         """For one call: says of each failure how many seconds to wait before the next attempt, or False."""
         failures = bad_replies = 0
 
@@ -120,7 +128,9 @@ class Policy:
                 return False
             with _lock:
                 _asleep.add(task)
-            return wait_s
+            return (
+                False if is_leaving() else wait_s
+            )  # asked last: from the line above on `end_waits` reaches it
 
         return seconds_or_not
 

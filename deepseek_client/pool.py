@@ -140,6 +140,10 @@ class WorkerPool:
                 "rejected": self._rejected,
             }
 
+    def is_closed(self) -> bool:
+        """Whether it refuses new calls."""
+        return self._closed
+
     def close(self, grace_s: float = 0.0) -> None:
         """Refuses new calls, lets those in flight finish for `grace_s` seconds, then ends the rest with PoolClosed.
 

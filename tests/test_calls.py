@@ -111,7 +111,7 @@ class Told:
         self.breaker = self
         self.left: list[tuple[int, BaseException | None, float, bool]] = []
 
-    async def run(self, attempt, deadline):
+    async def run(self, attempt, deadline, is_leaving):
         for _ in range(2):
             with pytest.raises(LookupError):
                 await attempt()

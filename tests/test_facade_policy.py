@@ -90,7 +90,7 @@ async def test_the_attempts_share_one_deadline(sandbox, settings):
         seen.append((exchange.deadline, deadline))
         return await run(exchange, deadline=deadline)
 
-    client._caller._pool = SimpleNamespace(run=noting)
+    client._caller._pool = SimpleNamespace(run=noting, is_closed=lambda: False)
     sandbox.script([{**DOWN, "times": 2}])
     await client.chat_async("hi", deadline_s=9.0)
     assert len(seen) == 3

@@ -214,6 +214,15 @@ async def test_a_cancelled_wait_makes_no_further_attempt():
     assert attempts.made == 1
 
 
+async def test_no_wait_begins_when_the_process_leaves(waits):
+    """A call that fails when the process is about to leave is not tried again."""
+    attempts = Attempts(ConnectionFailed("1"))
+    with pytest.raises(ConnectionFailed):
+        await rules().run(attempts, NEVER, lambda: True)
+    assert (attempts.made, waits) == (1, [])
+    assert not policy._asleep
+
+
 async def test_waits_are_ended_when_the_process_leaves():
     """A call that waits for its next attempt ends with PoolClosed, and one that does not wait is left alone."""
     asleep = asyncio.Event()
