@@ -181,7 +181,8 @@ def test_a_policy_may_be_handed_in(sandbox, settings):
 async def test_what_waits_when_it_opens_is_not_sent(sandbox, settings):
     """Calls that queue behind one whose key is refused are refused: no more than the next one is still sent."""
     client = build(replace(settings, max_workers=1))
-    sandbox.script([{**REFUSED_KEY, "latency_ms": 50}])
+    # The next call may begin before the failure is told; while that one takes its time, it is.
+    sandbox.script([{**REFUSED_KEY, "latency_ms": 50}, {"fault": "ok", "latency_ms": 500, "times": 5}])
     chats = (client.chat_async("hi") for _ in range(6))
     first, _, *rest = await asyncio.gather(*chats, return_exceptions=True)
     assert type(first) is AuthenticationFailed

@@ -179,6 +179,8 @@ def _close_pools(worker: Any) -> None:
 
 def worker_exit(server: Any, worker: Any) -> None:
     """Ends what calls are left when serving is over, so that no thread of theirs keeps the process alive."""
+    if os.getpid() == server.pid:  # the master calls it too, for a worker that it finds gone
+        return
     _close_pools(worker)
     # Python waits for all threads before it ends, and one may be where no abort reaches it.
     backstop = threading.Timer(_LEAVING_S, os._exit, (0,))
