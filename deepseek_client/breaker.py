@@ -59,9 +59,8 @@ class Breaker:
     def __init__(self, deadline_s: float, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._slow_s = _SLOW_SHARE * deadline_s
         self._clock = clock
-        self._recent: deque[tuple[float, bool]] = deque(
-            maxlen=_WINDOW_CALLS
-        )  # guarded by _lock; when, was it bad
+        # When a call ended, and whether it was bad; guarded by _lock.
+        self._recent: deque[tuple[float, bool]] = deque(maxlen=_WINDOW_CALLS)
         self._open_until: float | None = None  # guarded by _lock; None: closed
         self._turn = 0  # guarded by _lock; counts openings, probes and closings
         self._reason = ""  # guarded by _lock

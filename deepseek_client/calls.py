@@ -103,17 +103,18 @@ class Caller:
         if self.is_closed:
             raise PoolClosed("This client is closed.")
         breaker = None if self._policy is None else self._policy.breaker
-        call, error = _Call(method), None
+        call, error, ticket = _Call(method), None, None
         try:
             if breaker is not None:
-                call.ticket = breaker.enter()
+                ticket = breaker.enter()
+                call.before = functools.partial(breaker.check, ticket)
             yield call
         except BaseException as exc:
             error = exc
             raise
         finally:
-            if breaker is not None and call.ticket is not None:
-                breaker.leave(call.ticket, error, call.held_s(error), was_sent=call.requests > 0)
+            if breaker is not None and ticket is not None:
+                breaker.leave(ticket, error, call.held_s(error), was_sent=call.requests > 0)
             waited_s = time.monotonic() - call.began - call.ran_s
             emit(CallFinished(method, mode, waited_s, call.ran_s, _code_of(error), call.usage, call.attempts))
 
@@ -128,9 +129,6 @@ class Caller:
     ) -> Exchange:
         if self.settings.transport:
             transport.install()
-        before = None
-        if self._policy is not None and call.ticket is not None:
-            before = functools.partial(self._policy.breaker.check, call.ticket)
         return Exchange(
             method,
             functools.partial(getattr(self.client, method), *args, **kwargs),
@@ -138,7 +136,7 @@ class Caller:
             record=self.settings.transport,
             deadline=deadline,
             read_timeout_s=self.settings.read_timeout_s,
-            before=before,
+            before=call.before,
         )
 
 
@@ -172,9 +170,8 @@ async def in_turns(
                     return
                 results[place] = failed(exc)
                 if isinstance(exc, (CircuitOpen, Overloaded)):
-                    await asyncio.sleep(
-                        0
-                    )  # one after the other is refused at once: the loop has others to serve
+                    # One after the other is refused at once: the loop has others to serve.
+                    await asyncio.sleep(0)
             finally:
                 under_way -= 1
 
@@ -197,7 +194,7 @@ class _Call:
         self.ran_s = 0.0
         self.attempts = 0
         self.requests = 0
-        self.ticket: int | None = None  # of the breaker
+        self.before: Callable[[], None] | None = None  # each attempt: may it still be made?
         self.usage: dict[str, Any] = {}
 
     @contextmanager

@@ -50,10 +50,8 @@ class AsyncFacade(AbstractContextManager[Any], AbstractAsyncContextManager[Any])
     def __getattr__(self, name: str) -> Any:
         if name in self._own:  # not set yet: copy, pickle and a failed __init__ ask early
             raise AttributeError(name)
-        method, is_own = (
-            name.removesuffix("_async"),
-            inspect.getattr_static(self._client, name, None) is not None,
-        )
+        method = name.removesuffix("_async")
+        is_own = inspect.getattr_static(self._client, name, None) is not None
         if method != name and not is_own and callable(getattr(self._client, method, None)):
             return functools.partial(self._call_async, method)
         return getattr(self._client, name)

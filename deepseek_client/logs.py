@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 import sys
 import time
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from . import request_id
 from .events import CallFinished, subscribe
 
-__all__ = ["handler", "install"]
+__all__ = ["handler", "install", "masking"]
 
 _TEXT = "%(asctime)s %(levelname)s [%(request_id)s] %(name)s: %(message)s"
 _MASK = "***"
@@ -30,32 +32,39 @@ def handler(*, as_json: bool, secrets: tuple[str, ...]) -> logging.Handler:
 
     Args:
         as_json: one JSON object per line instead of text.
-        secrets: what no line may show, whoever logs it; those of fewer than 8 characters, which are none, are ignored.
+        secrets: what no line may show, whoever logs it; as for `masking`.
 
     Threads: as every handler.
     """
     made = logging.StreamHandler()
     made.addFilter(_add_request_id)  # in the thread that logs: its context has the id
-    known = [secret for secret in secrets if len(secret) >= _SHORTEST_SECRET]
-    shapes = {shape for secret in known for shape in (secret, json.dumps(secret)[1:-1])}
-    # The longest first: one may begin with another.
-    made.setFormatter(_Line(as_json, tuple(sorted(shapes, key=len, reverse=True))))
+    made.setFormatter(_Line(as_json, masking(secrets)))
     return made
 
 
+def masking(secrets: Iterable[str]) -> Callable[[str], str]:
+    """A function that masks these secrets in a text, as they are and as JSON writes them.
+
+    Args:
+        secrets: those of fewer than 8 characters, which would be found inside of ordinary words, are ignored.
+    """
+    known = [secret for secret in secrets if len(secret) >= _SHORTEST_SECRET]
+    shapes = {shape for secret in known for shape in (secret, json.dumps(secret)[1:-1])}
+    # The longest first: one may begin with another.
+    in_turn = sorted(shapes, key=len, reverse=True)
+    return lambda text: functools.reduce(lambda masked, shape: masked.replace(shape, _MASK), in_turn, text)
+
+
 class _Line(logging.Formatter):
-    def __init__(self, as_json: bool, secrets: tuple[str, ...]) -> None:
+    def __init__(self, as_json: bool, mask: Callable[[str], str]) -> None:
         super().__init__(_TEXT)
         self._as_json = as_json
         # What another encoding cannot carry the stream would write in a way that JSON does not know.
         self._is_utf8 = (sys.stderr.encoding or "").lower().replace("-", "") == "utf8"
-        self._secrets = secrets
+        self._mask = mask
 
     def format(self, record: logging.LogRecord) -> str:
-        line = self._json(record) if self._as_json else super().format(record)
-        for secret in self._secrets:
-            line = line.replace(secret, _MASK)
-        return line
+        return self._mask(self._json(record) if self._as_json else super().format(record))
 
     def formatMessage(self, record: logging.LogRecord) -> str:
         # What a player typed must not look like a line of its own; a traceback keeps its lines.

@@ -128,9 +128,8 @@ class Policy:
                 return False
             with _lock:
                 _asleep.add(task)
-            return (
-                False if is_leaving() else wait_s
-            )  # asked last: from the line above on `end_waits` reaches it
+            # Asked last: from the line above on `end_waits` reaches it.
+            return False if is_leaving() else wait_s
 
         return seconds_or_not
 

@@ -43,6 +43,7 @@ class Settings:
         api_key: DEEPSEEK_API_KEY, "" when there is none. Not in the repr.
         base_url: DEEPSEEK_BASE_URL without a trailing slash.
         model: DEEPSEEK_MODEL, "" leaves the client's own.
+        log_format: LOG_FORMAT, "text" or "json".
         web_api_token: WEB_API_TOKEN, "" lets everybody call. Not in the repr.
 
     Raises:
@@ -63,6 +64,7 @@ class Settings:
     api_key: str = field(default="", repr=False)
     base_url: str = "https://api.deepseek.com"
     model: str = ""
+    log_format: str = "text"
     web_api_token: str = field(default="", repr=False)
 
     def __post_init__(self) -> None:
@@ -91,6 +93,7 @@ class Settings:
             api_key=_key(env, "DEEPSEEK_API_KEY"),
             base_url=_url(env, "DEEPSEEK_BASE_URL", cls.base_url),
             model=_text(env, "DEEPSEEK_MODEL"),
+            log_format=_word(env, "LOG_FORMAT", cls.log_format, ("text", "json")),
             web_api_token=_key(env, "WEB_API_TOKEN"),
         )
 
@@ -127,6 +130,13 @@ def _switch(env: Mapping[str, str], name: str, default: bool) -> bool:
     if text.lower() in ("0", "false", "no", "off"):
         return False
     raise ConfigError(f"{name}={text!r}: need 1 or 0")
+
+
+def _word(env: Mapping[str, str], name: str, default: str, known: tuple[str, str]) -> str:
+    text = _text(env, name) or default
+    if text.lower() not in known:
+        raise ConfigError(f'{name}={text!r}: need "{known[0]}" or "{known[1]}"')
+    return text.lower()
 
 
 def _url(env: Mapping[str, str], name: str, default: str) -> str:

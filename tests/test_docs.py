@@ -14,16 +14,21 @@ ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 ENV_EXAMPLE = ROOT / ".env.example"
 
-# Read by the legacy client, by webapp.wsgi and by gunicorn's settings; `Settings` does not know them.
+# Read by the legacy client and by gunicorn's settings; `Settings` does not know them.
 READ_ELSEWHERE = {
     "DEEPSEEK_VERBOSE": "0",
-    "LOG_FORMAT": "text",
     "HOST": "127.0.0.1",
     "PORT": "5000",
     "WEB_CONCURRENCY": "2",
     "WEB_THREADS": "1",
 }
-PROBES = ("1", "0", "http://probe", "7")  # one of them is a legal value of each variable and not its default
+PROBES = (
+    "1",
+    "0",
+    "http://probe",
+    "7",
+    "json",
+)  # one of them is a legal value of each variable and not its default
 
 
 class Recorder(Mapping):

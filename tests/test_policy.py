@@ -60,6 +60,22 @@ def rules(max_attempts: int = 3) -> Policy:
     return Policy(Settings(max_attempts=max_attempts))
 
 
+async def asleep(attempts: Attempts) -> asyncio.Task[int]:
+    """A call that waits for its second attempt."""
+    failed = asyncio.Event()
+
+    async def attempt() -> int:
+        try:
+            return await attempts()
+        finally:
+            failed.set()
+
+    task = asyncio.ensure_future(rules().run(attempt, NEVER))
+    await failed.wait()
+    await asyncio.sleep(0)
+    return task
+
+
 @pytest.mark.parametrize("kind", [ConnectionFailed, UpstreamUnavailable, RateLimited])
 async def test_a_passing_failure_is_tried_again(waits, kind):
     """A failure that may pass is tried again until it does, within LLM_MAX_ATTEMPTS."""
@@ -196,18 +212,8 @@ async def test_an_open_breaker_ends_the_attempts(waits):
 
 async def test_a_cancelled_wait_makes_no_further_attempt():
     """A task that is cancelled between two attempts is cancelled then and there."""
-    asleep = asyncio.Event()
     attempts = Attempts(RateLimited("1", retry_after_s=3_600.0))
-
-    async def attempt() -> int:
-        try:
-            return await attempts()
-        finally:
-            asleep.set()
-
-    task = asyncio.ensure_future(rules().run(attempt, NEVER))
-    await asleep.wait()
-    await asyncio.sleep(0)
+    task = await asleep(attempts)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
@@ -225,18 +231,8 @@ async def test_no_wait_begins_when_the_process_leaves(waits):
 
 async def test_waits_are_ended_when_the_process_leaves():
     """A call that waits for its next attempt ends with PoolClosed, and one that does not wait is left alone."""
-    asleep = asyncio.Event()
     attempts = Attempts(RateLimited("1", retry_after_s=3_600.0))
-
-    async def attempt() -> int:
-        try:
-            return await attempts()
-        finally:
-            asleep.set()
-
-    task = asyncio.ensure_future(rules().run(attempt, NEVER))
-    await asleep.wait()
-    await asyncio.sleep(0)
+    task = await asleep(attempts)
     await asyncio.to_thread(policy.end_waits)
     with pytest.raises(PoolClosed):
         await task

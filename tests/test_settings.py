@@ -18,6 +18,7 @@ TABLE = [
     ("DEEPSEEK_API_KEY", "api_key", "", "sk-k", "sk-k"),
     ("DEEPSEEK_BASE_URL", "base_url", "https://api.deepseek.com", "http://127.0.0.1:8765", ...),
     ("DEEPSEEK_MODEL", "model", "", "deepseek-v4-pro", ...),
+    ("LOG_FORMAT", "log_format", "text", "JSON", "json"),
     ("WEB_API_TOKEN", "web_api_token", "", "s3cret", "s3cret"),
 ]
 VARIABLES = [name for name, *_ in TABLE]

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hmac
 
-from flask import Flask, Response, current_app, jsonify, request
+from flask import Flask, current_app, request
+from werkzeug.datastructures import WWWAuthenticate
+from werkzeug.exceptions import Unauthorized
 
 __all__ = ["init_app"]
 
@@ -16,17 +18,14 @@ def init_app(app: Flask) -> None:
     app.before_request(_refuse_strangers)
 
 
-def _refuse_strangers() -> Response | None:
+def _refuse_strangers() -> None:
     token = current_app.extensions["llm_settings"].web_api_token
     if not token or not request.path.startswith(_GUARDED):
-        return None
+        return
     scheme, _, given = request.headers.get("Authorization", "").partition(" ")
     # Bytes: compare_digest takes no text beyond ASCII.
     if scheme.lower() == "bearer" and hmac.compare_digest(given.strip().encode(), token.encode()):
-        return None
-    response = jsonify(
-        {"error": "Need the header Authorization: Bearer with the token.", "code": "unauthorized", "text": ""}
+        return
+    raise Unauthorized(
+        "Need the header Authorization: Bearer with the token.", www_authenticate=WWWAuthenticate("bearer")
     )
-    response.status_code = 401
-    response.headers["WWW-Authenticate"] = "Bearer"
-    return response

@@ -102,9 +102,8 @@ def on_starting(server: Any) -> None:
     directory.mkdir(parents=True, exist_ok=True)
     if "GUNICORN_PID" not in os.environ:
         for file in directory.glob("*.db"):
-            if re.fullmatch(
-                r"(counter|histogram|summary|gauge_[a-z]+)_[0-9]+\.db", file.name
-            ):  # not what is not ours
+            # Not what is not ours.
+            if re.fullmatch(r"(counter|histogram|summary|gauge_[a-z]+)_[0-9]+\.db", file.name):
                 file.unlink(missing_ok=True)
 
 

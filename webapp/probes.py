@@ -12,7 +12,7 @@ from flask import Blueprint, Response, current_app
 from deepseek_client import Settings, __version__, metrics
 from deepseek_client.pool import default_pool
 
-__all__ = ["probes"]
+__all__ = ["is_loopback", "probes"]
 
 probes = Blueprint("probes", __name__)
 
@@ -52,7 +52,7 @@ def status() -> dict[str, Any]:
         "async_enabled": settings.use_async,
         "pid": os.getpid(),
         "pool": _pool_stats(),
-        "upstream": "sandbox" if _is_loopback(settings.base_url) else "deepseek",
+        "upstream": "sandbox" if is_loopback(urlsplit(settings.base_url).hostname or "") else "deepseek",
     }
 
 
@@ -65,9 +65,9 @@ def _pool_stats() -> dict[str, int]:
     return default_pool(_settings().max_workers, _settings().queue_limit).stats()
 
 
-def _is_loopback(url: str) -> bool:
-    host = urlsplit(url).hostname or ""
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches the address; False for a name that is not "localhost"."""
     try:
         return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:  # a name
+    except ValueError:
         return False

@@ -8,18 +8,15 @@ import os
 import stamina
 from dotenv import load_dotenv
 
-from deepseek_client import ConfigError, Settings, logs
+from deepseek_client import Settings, logs
 from webapp import create_app
 
 __all__ = ["app"]
 
 load_dotenv(".env")  # the process environment wins
 settings = Settings.from_env(os.environ)
-log_format = (os.getenv("LOG_FORMAT") or "text").strip().lower()
-if log_format not in ("text", "json"):
-    raise ConfigError(f'LOG_FORMAT={log_format!r}: need "text" or "json"')
 secrets = (settings.api_key, settings.web_api_token)
-logging.basicConfig(handlers=[logs.handler(as_json=log_format == "json", secrets=secrets)])
+logging.basicConfig(handlers=[logs.handler(as_json=settings.log_format == "json", secrets=secrets)])
 verbose = os.getenv("DEEPSEEK_VERBOSE") == "1"
 logging.getLogger("deepseek_client").setLevel(logging.DEBUG if verbose else logging.INFO)
 # Its own hooks would log each retry without a reason, and count it beside our metrics.

@@ -4,7 +4,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from prometheus_client.parser import text_string_to_metric_families
+from clients import counted
 
 from deepseek_client.sandbox import running
 
@@ -28,16 +28,6 @@ def start(serving, mode, sandbox, **env):
     options, of_mode = MODES[mode]
     upstream = {"DEEPSEEK_API_KEY": "sk-test", "DEEPSEEK_BASE_URL": sandbox.url}
     return serving([*GUNICORN, *options, APP], **upstream, **of_mode, **env)
-
-
-def counted(server, name, **labels):
-    """The sum of a metric's samples that have these labels."""
-    return sum(
-        sample.value
-        for family in text_string_to_metric_families(server.get("/metrics").text)
-        for sample in family.samples
-        if sample.name == name and labels.items() <= sample.labels.items()
-    )
 
 
 @over_modes

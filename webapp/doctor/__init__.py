@@ -8,6 +8,8 @@ from __future__ import annotations
 from dataclasses import asdict
 from itertools import chain
 
+from deepseek_client import logs
+
 from .finding import LEVELS, Finding
 from .serving import examine_serving
 from .situation import Situation, read
@@ -15,9 +17,6 @@ from .sources import SECRETS, examine_sources, refusals
 from .upstream import examine_upstream
 
 __all__ = ["Finding", "Situation", "examine", "read"]
-
-_MASK = "***"
-_SHORTEST_SECRET = 8  # a shorter one would be found inside of ordinary words
 
 
 def examine(situation: Situation) -> list[Finding]:
@@ -33,8 +32,5 @@ def _masked(finding: Finding, situation: Situation) -> Finding:
     values = [
         source.get(name, "").strip() for name in SECRETS for source in (situation.process, situation.file)
     ]
-    fields = asdict(finding)
-    for value in values:
-        if len(value) >= _SHORTEST_SECRET:
-            fields = {name: text.replace(value, _MASK) for name, text in fields.items()}
-    return Finding(**fields)
+    mask = logs.masking(values)
+    return Finding(**{name: mask(text) for name, text in asdict(finding).items()})

@@ -7,8 +7,9 @@ from collections.abc import Iterator
 
 from deepseek_client import Settings
 
+from ..probes import is_loopback
 from .finding import Finding
-from .situation import Situation, is_loopback
+from .situation import Situation
 
 __all__ = ["examine_serving"]
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import ipaddress
 import os
 import re
 import resource
@@ -19,7 +18,7 @@ from dotenv.parser import parse_stream
 
 from deepseek_client import ConfigError, Settings
 
-__all__ = ["METRICS_DIRECTORY", "Server", "Situation", "is_loopback", "read"]
+__all__ = ["METRICS_DIRECTORY", "Server", "Situation", "read"]
 
 METRICS_DIRECTORY = "PROMETHEUS_MULTIPROC_DIR"
 
@@ -100,14 +99,6 @@ def read(hosts: int = 1) -> Situation:
     )
 
 
-def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches the address; False for a name that is not "localhost"."""
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
-
-
 def _env_file() -> tuple[dict[str, str], list[int], list[str], list[str]]:
     """Its values, the lines that are no assignment, the names that it repeats, and why it cannot be read."""
     if os.path.lexists(_ENV_FILE) and not _ENV_FILE.is_file():
@@ -127,11 +118,7 @@ def _env_file() -> tuple[dict[str, str], list[int], list[str], list[str]]:
 
 def _settings(env: dict[str, str]) -> tuple[Settings, list[str]]:
     """The settings without those that are wrong, and what is wrong with each of those."""
-    refusals = []
-    # As webapp/wsgi.py has it.
-    log_format = (env.get("LOG_FORMAT") or "text").strip()
-    if log_format.lower() not in ("text", "json"):
-        refusals.append(f'LOG_FORMAT={log_format!r}: need "text" or "json"')
+    refusals: list[str] = []
     while True:
         try:
             return Settings.from_env(env), refusals

@@ -11,8 +11,9 @@ import requests.utils
 from deepseek_client import Settings
 from deepseek_client.models import RETIRED
 
+from ..probes import is_loopback
 from .finding import Finding
-from .situation import Situation, is_loopback
+from .situation import Situation
 
 __all__ = ["examine_upstream"]
 
