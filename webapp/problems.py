@@ -50,5 +50,7 @@ def _answer_http(error: HTTPException) -> Response:
     response.status_code = error.code or 500
     for name, value in error.get_headers():
         if name.lower() not in ("content-type", "content-length"):
-            response.headers[name] = value
+            response.headers[name] = (
+                value.strip()
+            )  # Werkzeug 2.3 ends a challenge without parameters in a blank
     return response
