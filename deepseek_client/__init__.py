@@ -1,7 +1,8 @@
 """Concurrency for an application that calls DeepSeek through a blocking client, without editing that client."""
 
 from .client import DeepSeekClient
-from .default import get_default_client
+from .deepseek import get_default_client
+from .engines.threads import WorkerPool
 from .errors import (
     AuthenticationFailed,
     BadReply,
@@ -19,7 +20,6 @@ from .errors import (
     UpstreamUnavailable,
 )
 from .facade import AsyncDeepSeekClient, AsyncFacade
-from .pool import WorkerPool
 from .settings import Settings
 
 __all__ = [

@@ -10,15 +10,15 @@ from collections.abc import Iterable
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from typing import Any
 
-from .calls import Caller, in_turns
+from .answers import blank_result, check_text, outcome_of, returned_or_raised
+from .calls.caller import Caller, in_turns
+from .calls.retries import Policy, default_policy
 from .client import DeepSeekClient
+from .engines.threads import WorkerPool
 from .errors import ConfigError, DeepSeekError
-from .exchange import Exchange
 from .models import RETIRED
-from .policy import Policy, default_policy
-from .pool import WorkerPool
-from .replies import blank_result, check_text, outcome_of, returned_or_raised
 from .settings import Settings
+from .wire.exchange import Exchange
 
 __all__ = ["AsyncDeepSeekClient", "AsyncFacade"]
 

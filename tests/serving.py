@@ -10,15 +10,15 @@ from typing import Any
 
 import requests
 
-from deepseek_client import transport
-from deepseek_client.exchange import Exchange
+from deepseek_client.wire import adapter
+from deepseek_client.wire.exchange import Exchange
 
 GIVE_UP_S = 5.0
 
 
 def exchanged(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Exchange:
     """The exchange of one call of the function, after it ended."""
-    transport.install()
+    adapter.install()
     return Exchange("x", functools.partial(function, *args, **kwargs), lambda exchange: exchange)()
 
 

@@ -50,29 +50,28 @@ TABLE = [
         "flask werkzeug", {0, 1, 2, 3, "webapp.*"}),
     row(4, "deepseek_client.tasks", "celery", {0, 1, 2, 3}),
     row(3, "deepseek_client", "", {0, 1, 2, 3}),
-    row(3, "deepseek_client.default", "", {0, 1, 2, "deepseek_client.facade"}),
-    row(3, "deepseek_client.facade", "",
-        {0, 1, 2, "deepseek_client.calls", "deepseek_client.policy"}),
-    row(3, "deepseek_client.calls", "", {0, 1, 2, "deepseek_client.policy"}),
-    row(3, "deepseek_client.policy", "stamina", {0, "deepseek_client.breaker"}),
-    row(3, "deepseek_client.breaker", "", {0}),
-    row(2, "deepseek_client.pool", "", {0}),
+    row(3, "deepseek_client.deepseek", "", {0, 1, 2, "deepseek_client.facade"}),
+    row(3, "deepseek_client.facade", "", {0, 1, 2, "deepseek_client.calls.*"}),
+    row(3, "deepseek_client.calls deepseek_client.calls.caller", "", {0, 1, 2, "deepseek_client.calls.retries"}),
+    row(3, "deepseek_client.calls.retries", "stamina", {0, "deepseek_client.calls.breaker"}),
+    row(3, "deepseek_client.calls.breaker", "", {0}),
+    row(2, "deepseek_client.engines deepseek_client.engines.threads", "", {0}),
     row(1, "deepseek_client.client", "requests"),
-    row(1, "deepseek_client.exchange", "", {0}),
-    row(1, "deepseek_client.replies", "requests", {0, "deepseek_client.exchange"}),
-    row(1, "deepseek_client.transport", "requests urllib3",
-        {0, *(f"deepseek_client.{name}" for name in ("connections", "environment", "exchange", "models", "tls"))}),
-    row(1, "deepseek_client.connections", "urllib3", {"deepseek_client.exchange", "deepseek_client.tls"}),
-    row(1, "deepseek_client.environment", "requests", {"deepseek_client.exchange"}),
+    row(1, "deepseek_client.answers", "requests", {0, "deepseek_client.wire.exchange"}),
     row(1, "deepseek_client.models", "requests"),
-    row(1, "deepseek_client.tls", "requests urllib3", {"deepseek_client.exchange"}),
-    row(1, "deepseek_client.metrics", "prometheus_client", {0, "deepseek_client.metric_files"}),
-    row(1, "deepseek_client.metric_files", "prometheus_client"),
-    row(1, "deepseek_client.logs", "", {0}),
+    row(1, "deepseek_client.wire deepseek_client.wire.exchange", "", {0}),
+    row(1, "deepseek_client.wire.adapter", "requests urllib3", {0, "deepseek_client.models", "deepseek_client.wire.*"}),
+    row(1, "deepseek_client.wire.connections", "urllib3",
+        {"deepseek_client.wire.exchange", "deepseek_client.wire.tls"}),
+    row(1, "deepseek_client.wire.environment", "requests", {"deepseek_client.wire.exchange"}),
+    row(1, "deepseek_client.wire.tls", "requests urllib3", {"deepseek_client.wire.exchange"}),
+    row(1, "deepseek_client.telemetry deepseek_client.telemetry.logs", "", {0}),
+    row(1, "deepseek_client.telemetry.metrics", "prometheus_client", {0, "deepseek_client.telemetry.metric_files"}),
+    row(1, "deepseek_client.telemetry.metric_files", "prometheus_client"),
     *(
         row(1, f"deepseek_client.sandbox{module}", "aiohttp", {"deepseek_client.sandbox.*"})
-        for module in ("", ".__main__", ".chat_request", ".config", ".faults", ".intents", ".refusals",
-                       ".replies", ".rules", ".script", ".server", ".thread", ".traffic", ".wire")
+        for module in ("", ".__main__", ".chat_request", ".config", ".faults", ".game", ".game.intents", ".game.rules",
+                       ".refusals", ".replies", ".script", ".server", ".thread", ".traffic", ".wire")
     ),
     row(0, "deepseek_client.errors deepseek_client.events deepseek_client.request_id deepseek_client.settings",
         "", {0}),
@@ -182,7 +181,10 @@ def test_pool_alone_knows_executors():
         names = {node.id for node in nodes if isinstance(node, ast.Name)}
         names |= {node.attr for node in nodes if isinstance(node, ast.Attribute)}
         names |= {node.name for node in nodes if isinstance(node, ast.alias)}
-        assert not names & EXECUTORS or module == "deepseek_client.pool", (module, names & EXECUTORS)
+        assert not names & EXECUTORS or module == "deepseek_client.engines.threads", (
+            module,
+            names & EXECUTORS,
+        )
 
 
 def test_top_level_is_the_documented_one():

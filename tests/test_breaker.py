@@ -22,10 +22,8 @@ from deepseek_client import (
     UpstreamUnavailable,
     events,
 )
-from deepseek_client import (
-    breaker as breaker_module,
-)
-from deepseek_client.breaker import Breaker
+from deepseek_client.calls import breaker as breaker_module
+from deepseek_client.calls.breaker import Breaker
 
 DOWN = UpstreamUnavailable("down")
 QUICK_S, SLOW_S = 1.0, 20.0  # the deadline is 25 s

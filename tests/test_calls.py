@@ -22,10 +22,10 @@ from deepseek_client import (
     WorkerPool,
     events,
 )
-from deepseek_client import calls as calls_module
-from deepseek_client.calls import Caller, abort_blocking, in_turns
-from deepseek_client.exchange import Exchange
-from deepseek_client.replies import returned_or_raised
+from deepseek_client.answers import returned_or_raised
+from deepseek_client.calls import caller as calls_module
+from deepseek_client.calls.caller import Caller, abort_blocking, in_turns
+from deepseek_client.wire.exchange import Exchange
 
 GIVE_UP_S = 5.0
 

@@ -18,9 +18,10 @@ from requests.adapters import HTTPAdapter
 from serving import GIVE_UP_S, ask, exchanged, reply
 from urllib3 import Retry
 
-from deepseek_client import AsyncDeepSeekClient, DeadlineExceeded, Settings, connections, transport
-from deepseek_client.exchange import Exchange
+from deepseek_client import AsyncDeepSeekClient, DeadlineExceeded, Settings
 from deepseek_client.sandbox import RunningSandbox, SandboxConfig, running
+from deepseek_client.wire import adapter, connections
+from deepseek_client.wire.exchange import Exchange
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +65,7 @@ class Running:
     """An exchange in a thread of its own."""
 
     def __init__(self, function: Callable[[], Any]) -> None:
-        transport.install()
+        adapter.install()
         self.exchange = Exchange("x", function, lambda exchange: exchange)
         self._thread = threading.Thread(target=self.exchange, daemon=True)
         self._thread.start()
@@ -162,7 +163,7 @@ class TestAbort:
                 exchange.abort("cancelled")
             return outcomes
 
-        transport.install()
+        adapter.install()
         exchange = Exchange("x", stubborn, lambda exchange: exchange.result)
         assert exchange() == ["answered", "failed"]
         assert len(server.requests) == 1

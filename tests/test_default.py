@@ -9,14 +9,14 @@ import traceback
 
 import pytest
 
-from deepseek_client import ConfigError, default, get_default_client
+from deepseek_client import ConfigError, deepseek, get_default_client
 
 GIVE_UP_S = 5.0
 
 
 @pytest.fixture(autouse=True)
 def forgotten(monkeypatch):
-    monkeypatch.setattr(default, "_default", None)
+    monkeypatch.setattr(deepseek, "_default", None)
 
 
 def test_it_is_one_per_process():

@@ -11,7 +11,7 @@ import requests
 import requests.sessions
 from serving import GIVE_UP_S, exchanged, reply
 
-from deepseek_client.exchange import Exchange
+from deepseek_client.wire.exchange import Exchange
 
 
 def get(url: str) -> Exchange:
@@ -93,7 +93,7 @@ class TestProxies:
 
     def test_the_memory_is_bounded(self, origin):
         """A client with ever new addresses does not fill the memory."""
-        from deepseek_client import environment
+        from deepseek_client.wire import environment
 
         for number in range(environment._KEPT + 5):
             get(f"{origin.url}/{number}")
@@ -101,7 +101,7 @@ class TestProxies:
 
     def test_nothing_is_remembered_where_the_system_has_settings(self, monkeypatch):
         """Where proxies come from the system's own settings too, they are asked for each time."""
-        from deepseek_client import environment
+        from deepseek_client.wire import environment
 
         def ask(url: str, no_proxy: str | None = None) -> dict[str, str]:
             return {}

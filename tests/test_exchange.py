@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from deepseek_client.exchange import Exchange, current
+from deepseek_client.wire.exchange import Exchange, current
 
 
 def kept(exchange: Exchange) -> None:

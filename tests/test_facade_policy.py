@@ -19,9 +19,9 @@ from deepseek_client import (
     DeepSeekClient,
     RateLimited,
     UpstreamUnavailable,
-    policy,
 )
-from deepseek_client.policy import Policy
+from deepseek_client.calls import retries
+from deepseek_client.calls.retries import Policy
 
 DOWN = {"fault": "status", "status": 503}
 REFUSED_KEY = {"fault": "status", "status": 401}
@@ -30,8 +30,8 @@ REFUSED_KEY = {"fault": "status", "status": 401}
 @pytest.fixture(autouse=True)
 def at_once(monkeypatch):
     """Nothing waits between two attempts, and the process has no policy yet."""
-    monkeypatch.setattr(policy.random, "uniform", lambda low, high: low)
-    policy.default_policy.cache_clear()
+    monkeypatch.setattr(retries.random, "uniform", lambda low, high: low)
+    retries.default_policy.cache_clear()
 
 
 @pytest.fixture

@@ -28,12 +28,12 @@ from deepseek_client import (
     Settings,
     UpstreamRejected,
     UpstreamUnavailable,
-    policy,
-    replies,
-    transport,
+    answers,
 )
-from deepseek_client.pool import default_pool
+from deepseek_client.calls import retries
+from deepseek_client.engines.threads import default_pool
 from deepseek_client.sandbox import SandboxConfig, running
+from deepseek_client.wire import adapter
 from webapp import create_app
 
 WORKERS, QUEUE_LIMIT = 3, 50
@@ -108,13 +108,13 @@ over_faults = pytest.mark.parametrize("fault", FAULTS.values(), ids=FAULTS)
 @pytest.fixture(autouse=True)
 def fresh_connections(sandbox):
     """No connection is kept from an earlier test: the transport would send a request that it loses once more."""
-    transport._shared_adapter().close()
+    adapter._shared_adapter().close()
 
 
 @pytest.fixture(autouse=True)
 def a_day(monkeypatch):
     """An HTTP date is read at a known time."""
-    monkeypatch.setattr(replies, "time", SimpleNamespace(time=lambda: NOW))
+    monkeypatch.setattr(answers, "time", SimpleNamespace(time=lambda: NOW))
 
 
 @pytest.fixture(autouse=True)
@@ -130,7 +130,7 @@ def waits(monkeypatch) -> list[float]:
         return await sleep(delay_s, result)
 
     monkeypatch.setattr(asyncio, "sleep", note)
-    monkeypatch.setattr(policy.random, "uniform", lambda low, high: high)
+    monkeypatch.setattr(retries.random, "uniform", lambda low, high: high)
     return noted
 
 
@@ -320,7 +320,7 @@ def test_a_wait_beyond_the_deadline_is_not_begun(sandbox, settings, waits, entry
 @over_pool_entries
 def test_the_deadline_covers_every_attempt(sandbox, settings, monkeypatch, entry):
     """A second attempt that hangs is ended by the deadline of the call, not by one of its own."""
-    monkeypatch.setattr(policy.random, "uniform", lambda low, high: low)
+    monkeypatch.setattr(retries.random, "uniform", lambda low, high: low)
     sandbox.script([{"fault": "reset_in_body"}, {"fault": "hang"}])
     client = app_client(settings, deadline_s=0.6)
     before = counted(client)

@@ -14,11 +14,13 @@ from blocking import counts
 from clients import build
 from faults import ENDLESS, FAULTS, meet
 
-from deepseek_client import CircuitOpen, Settings, WorkerPool, events, policy, transport
-from deepseek_client.breaker import Breaker
+from deepseek_client import CircuitOpen, Settings, WorkerPool, events
+from deepseek_client.calls import retries
+from deepseek_client.calls.breaker import Breaker
+from deepseek_client.calls.retries import Policy
 from deepseek_client.events import AttemptFinished, CallFinished
-from deepseek_client.policy import Policy
 from deepseek_client.sandbox import RunningSandbox, running
+from deepseek_client.wire import adapter
 
 STORM_GIVE_UP_S = 120.0
 """Bound of the long storm, which takes 10 s on an idle machine."""
@@ -71,14 +73,14 @@ def tally() -> Iterator[Tally]:
 @pytest.fixture(autouse=True)
 def quick(monkeypatch, caplog):
     """No back-off, no log."""
-    monkeypatch.setattr(policy.random, "uniform", lambda low, high: low)
+    monkeypatch.setattr(retries.random, "uniform", lambda low, high: low)
     caplog.set_level(logging.CRITICAL)
 
 
 @pytest.fixture
 def api() -> Iterator[RunningSandbox]:
     """A sandbox of the test's own, to which no connection is kept yet."""
-    transport._shared_adapter().close()
+    adapter._shared_adapter().close()
     with running() as sandbox:
         yield sandbox
 

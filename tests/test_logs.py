@@ -5,8 +5,9 @@ import sys
 
 import pytest
 
-from deepseek_client import events, logs, request_id
+from deepseek_client import events, request_id
 from deepseek_client.events import CallFinished, emit
+from deepseek_client.telemetry import logs
 
 KEY = 'sk-"quoted\\key'
 FACTS = {"method": "chat", "mode": "async", "outcome": "ok", "attempts": 2, "waited_ms": 250, "ran_ms": 1500,

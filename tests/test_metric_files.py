@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[1]
 # The parent is a server's master; each child a worker that counts one call and says when it has.
 PROLOGUE = """
 import os, signal, sys
-from deepseek_client import metrics
+from deepseek_client.telemetry import metrics
 from deepseek_client.events import CallFinished, PoolChanged, emit
 
 metrics.install()

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from deepseek_client import events, metrics
+from deepseek_client import events
 from deepseek_client.events import (
     AttemptFinished,
     BreakerChanged,
@@ -17,6 +17,7 @@ from deepseek_client.events import (
     PoolChanged,
     emit,
 )
+from deepseek_client.telemetry import metrics
 
 GIVE_UP_S = 5
 ROOT = Path(__file__).parents[1]
@@ -26,7 +27,7 @@ _numbers = count()
 # Counts three calls in two forked children, and prints what a third process, the parent, shows of them.
 TWO_CHILDREN = """
 import os, sys
-from deepseek_client import metrics
+from deepseek_client.telemetry import metrics
 from deepseek_client.events import CallFinished, emit
 
 metrics.install()

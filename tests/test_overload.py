@@ -19,12 +19,12 @@ from faults import GIVE_UP_S, counted, meet
 from flask import Flask
 
 from deepseek_client import DeadlineExceeded, DeepSeekError, Settings, WorkerPool, events
-from deepseek_client import calls as calls_module
-from deepseek_client import pool as pool_module
+from deepseek_client.calls import caller as calls_module
+from deepseek_client.engines import threads as pool_module
+from deepseek_client.engines.threads import default_pool
 from deepseek_client.events import CallFinished
-from deepseek_client.exchange import Exchange
-from deepseek_client.pool import default_pool
 from deepseek_client.sandbox import RunningSandbox, running
+from deepseek_client.wire.exchange import Exchange
 from webapp import create_app
 
 WORKERS, QUEUE_LIMIT = 2, 4
@@ -41,7 +41,7 @@ def quiet(caplog):
 @pytest.fixture
 def pool(monkeypatch) -> Iterator[WorkerPool]:
     """The pool of the applications of one test, of which no call was measured yet."""
-    monkeypatch.setattr("deepseek_client.pool._defaults", {})
+    monkeypatch.setattr("deepseek_client.engines.threads._defaults", {})
     yield default_pool(WORKERS, QUEUE_LIMIT)
     default_pool(WORKERS, QUEUE_LIMIT).close()
 

@@ -22,9 +22,9 @@ from deepseek_client import (
     Settings,
     UpstreamRejected,
     UpstreamUnavailable,
-    policy,
 )
-from deepseek_client.policy import Policy
+from deepseek_client.calls import retries
+from deepseek_client.calls.retries import Policy
 
 NEVER = float("inf")
 
@@ -52,7 +52,7 @@ def waits(monkeypatch):
         slept.append(delay_s)
 
     monkeypatch.setattr(asyncio, "sleep", sleep)
-    monkeypatch.setattr(policy.random, "uniform", lambda low, high: high)
+    monkeypatch.setattr(retries.random, "uniform", lambda low, high: high)
     return slept
 
 
@@ -139,7 +139,7 @@ async def test_the_waits_double_up_to_eight_seconds(waits):
 async def test_the_jitter_is_full(waits, monkeypatch):
     """The random part may be nothing and may be all."""
     bounds: list[tuple[float, float]] = []
-    monkeypatch.setattr(policy.random, "uniform", lambda *both: bounds.append(both) or 0.25)
+    monkeypatch.setattr(retries.random, "uniform", lambda *both: bounds.append(both) or 0.25)
     await rules().run(Attempts(ConnectionFailed("1"), ConnectionFailed("2")), NEVER)
     assert bounds == [(0, 0.5), (0, 1.0)]
     assert waits == [0.25, 0.25]
@@ -226,20 +226,20 @@ async def test_no_wait_begins_when_the_process_leaves(waits):
     with pytest.raises(ConnectionFailed):
         await rules().run(attempts, NEVER, lambda: True)
     assert (attempts.made, waits) == (1, [])
-    assert not policy._asleep
+    assert not retries._asleep
 
 
 async def test_waits_are_ended_when_the_process_leaves():
     """A call that waits for its next attempt ends with PoolClosed, and one that does not wait is left alone."""
     attempts = Attempts(RateLimited("1", retry_after_s=3_600.0))
     task = await asleep(attempts)
-    await asyncio.to_thread(policy.end_waits)
+    await asyncio.to_thread(retries.end_waits)
     with pytest.raises(PoolClosed):
         await task
     assert attempts.made == 1
-    assert not policy._asleep
-    assert not policy._ended
-    policy.end_waits()
+    assert not retries._asleep
+    assert not retries._ended
+    retries.end_waits()
     await asyncio.sleep(0)
 
 

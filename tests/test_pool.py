@@ -14,7 +14,7 @@ import pytest
 from blocking import Blocked, Deaf, counts, entered, until
 
 from deepseek_client import DeadlineExceeded, Overloaded, PoolClosed, WorkerPool, events
-from deepseek_client.pool import close_default_pools, default_pool
+from deepseek_client.engines.threads import close_default_pools, default_pool
 
 GIVE_UP_S = 5.0
 
@@ -305,7 +305,7 @@ def test_a_pool_needs_workers(workers, queue_limit):
 
 async def test_the_default_pool_is_one_per_size(monkeypatch):
     """The process-wide pool is the same object at each request; once closed it refuses, and none takes its place."""
-    monkeypatch.setattr("deepseek_client.pool._defaults", {})
+    monkeypatch.setattr("deepseek_client.engines.threads._defaults", {})
     pool = default_pool(3, 7)
     assert default_pool(3, 7) is pool
     assert default_pool(3, 8) is not pool

@@ -11,7 +11,7 @@ import pytest
 from blocking import Blocked, Clock, Deaf, counts, entered, until
 
 from deepseek_client import DeadlineExceeded, Overloaded, WorkerPool
-from deepseek_client import pool as pool_module
+from deepseek_client.engines import threads as pool_module
 
 
 @pytest.fixture

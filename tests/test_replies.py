@@ -24,8 +24,8 @@ from deepseek_client import (
     UpstreamRejected,
     UpstreamUnavailable,
 )
-from deepseek_client.exchange import Exchange
-from deepseek_client.replies import blank_result, check_text, failure_of, outcome_of, returned_or_raised
+from deepseek_client.answers import blank_result, check_text, failure_of, outcome_of, returned_or_raised
+from deepseek_client.wire.exchange import Exchange
 
 CLIENT = SimpleNamespace(api_key="sk-test", base_url="https://api.example.test")
 UNKNOWN = {"intent": "unknown", "slots": {}, "allowed": True, "reason": ""}

@@ -20,8 +20,9 @@ import trustme
 import urllib3
 from serving import GIVE_UP_S, exchanged
 
-from deepseek_client import AsyncDeepSeekClient, ConfigError, ConnectionFailed, Settings, tls
-from deepseek_client.exchange import Exchange
+from deepseek_client import AsyncDeepSeekClient, ConfigError, ConnectionFailed, Settings
+from deepseek_client.wire import tls
+from deepseek_client.wire.exchange import Exchange
 
 
 @contextmanager

@@ -20,9 +20,10 @@ from requests.adapters import HTTPAdapter
 from requests.auth import HTTPDigestAuth
 from serving import ask, exchanged, reply
 
-from deepseek_client import BadReply, transport
-from deepseek_client.exchange import Exchange
-from deepseek_client.replies import failure_of
+from deepseek_client import BadReply
+from deepseek_client.answers import failure_of
+from deepseek_client.wire import adapter
+from deepseek_client.wire.exchange import Exchange
 
 GIVE_UP_S = 5.0
 URL = "https://api.example.test/chat/completions"
@@ -34,7 +35,7 @@ class TestReplyLimit:
     @pytest.mark.parametrize("stated", [True, False], ids=["content-length", "until-closed"])
     def test_a_reply_over_the_limit_is_a_bad_reply(self, serve, monkeypatch, stated):
         """Reading ends soon after the limit, the client gets an error, and the connection is not used again."""
-        monkeypatch.setattr(transport, "_REPLY_LIMIT_BYTES", 100_000)
+        monkeypatch.setattr(adapter, "_REPLY_LIMIT_BYTES", 100_000)
         sent: list[int] = []
 
         def answer(handler: Any) -> None:
@@ -54,7 +55,7 @@ class TestReplyLimit:
 
     def test_what_decompresses_over_the_limit_is_a_bad_reply(self, serve, monkeypatch):
         """The limit is for the body as the client would hold it."""
-        monkeypatch.setattr(transport, "_REPLY_LIMIT_BYTES", 100_000)
+        monkeypatch.setattr(adapter, "_REPLY_LIMIT_BYTES", 100_000)
         server = serve(
             lambda handler: reply(handler, 200, gzip.compress(bytes(1_000_000)), Content_Encoding="gzip")
         )
@@ -62,7 +63,7 @@ class TestReplyLimit:
 
     def test_the_limit_is_16_mib(self):
         """More than any answer, and little enough for a hundred threads."""
-        assert transport._REPLY_LIMIT_BYTES == 16 * 1024 * 1024
+        assert adapter._REPLY_LIMIT_BYTES == 16 * 1024 * 1024
 
     def test_a_reply_is_not_kept(self, serve):
         """A reply is freed with its call, not by the next run of the garbage collector."""
@@ -81,7 +82,7 @@ class TestReplyLimit:
 
     def test_a_reply_at_the_limit_arrives(self, serve, monkeypatch):
         """A body of exactly the limit is whole."""
-        monkeypatch.setattr(transport, "_REPLY_LIMIT_BYTES", 100_000)
+        monkeypatch.setattr(adapter, "_REPLY_LIMIT_BYTES", 100_000)
         server = serve(lambda handler: reply(handler, 200, b"x" * 100_000))
         assert exchanged(requests.post, server.url, timeout=GIVE_UP_S).body == b"x" * 100_000
 
@@ -336,7 +337,7 @@ class TestNobodyElseNotices:
     def test_install_wraps_once(self):
         """Installing again changes nothing."""
         before = requests.Session.get_adapter
-        transport.install()
+        adapter.install()
         assert requests.Session.get_adapter is before
 
     def test_install_survives_a_mock_that_restores(self, monkeypatch):

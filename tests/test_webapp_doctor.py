@@ -314,7 +314,10 @@ def test_metrics_directory_that_can_be_made(findings_for, tmp_path):
 @pytest.mark.skipif(not os.path.exists("/proc/locks"), reason="learns from /proc/locks who holds a lock")
 def test_metrics_directory_of_another_server(findings_for, tmp_path):
     """A directory in which the workers of another server count is a warning, of the one on PORT it is none."""
-    code = "from deepseek_client import metric_files; metric_files.number(); print('counts', flush=True); input()"
+    code = (
+        "from deepseek_client.telemetry import metric_files; "
+        "metric_files.number(); print('counts', flush=True); input()"
+    )
     worker = subprocess.Popen(
         [sys.executable, "-c", code],
         env={**os.environ, "PROMETHEUS_MULTIPROC_DIR": str(tmp_path), "PYTHONPATH": str(ROOT)},

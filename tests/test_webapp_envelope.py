@@ -3,7 +3,8 @@ import logging
 import pytest
 from clients import counted
 
-from deepseek_client import logs, request_id
+from deepseek_client import request_id
+from deepseek_client.telemetry import logs
 from webapp import create_app
 
 GIVE_UP_S = 5

@@ -336,7 +336,7 @@ def test_overload():
 
 def test_shutdown(monkeypatch):
     """shutdown() answers the calls in flight with 503 at once, and the calls after it too."""
-    monkeypatch.setattr("deepseek_client.pool._defaults", {})
+    monkeypatch.setattr("deepseek_client.engines.threads._defaults", {})
     with running() as sandbox, ThreadPoolExecutor(1) as threads:
         sandbox.script([{"fault": "hang"}])
         app = create_app(Settings(api_key="sk-test", base_url=sandbox.url, max_workers=3))

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from deepseek_client import DeepSeekError, Settings, errors, metrics
+from deepseek_client import DeepSeekError, Settings, errors
+from deepseek_client.telemetry import metrics
 from webapp import create_app
 
 ROOT = Path(__file__).parents[1]

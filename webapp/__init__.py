@@ -6,10 +6,11 @@ import os
 
 from flask import Flask
 
-from deepseek_client import AsyncDeepSeekClient, Settings, logs, metrics
-from deepseek_client.calls import abort_blocking
-from deepseek_client.policy import Policy, end_waits
-from deepseek_client.pool import close_default_pools
+from deepseek_client import AsyncDeepSeekClient, Settings
+from deepseek_client.calls.caller import abort_blocking
+from deepseek_client.calls.retries import Policy, end_waits
+from deepseek_client.engines.threads import close_default_pools
+from deepseek_client.telemetry import logs, metrics
 
 from . import access, envelope, problems
 from .bodies import BODY_LIMIT_BYTES, ReadableJson

@@ -9,8 +9,9 @@ from urllib.parse import urlsplit
 
 from flask import Blueprint, Response, current_app
 
-from deepseek_client import Settings, __version__, metrics
-from deepseek_client.pool import default_pool
+from deepseek_client import Settings, __version__
+from deepseek_client.engines.threads import default_pool
+from deepseek_client.telemetry import metrics
 
 __all__ = ["is_loopback", "probes"]
 

@@ -8,7 +8,8 @@ import os
 import stamina
 from dotenv import load_dotenv
 
-from deepseek_client import Settings, logs
+from deepseek_client import Settings
+from deepseek_client.telemetry import logs
 from webapp import create_app
 
 __all__ = ["app"]

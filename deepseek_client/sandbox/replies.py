@@ -9,8 +9,8 @@ from typing import Any
 from uuid import uuid4
 
 from .chat_request import ChatRequest
+from .game.rules import is_parse_prompt, parse_reply
 from .refusals import CURRENT_MODELS
-from .rules import is_parse_prompt, parse_reply
 
 __all__ = ["MODELS_BODY", "PromptCache", "completion", "count_tokens", "encoded"]
 

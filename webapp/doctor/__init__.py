@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from itertools import chain
 
-from deepseek_client import logs
+from deepseek_client.telemetry import logs
 
 from .finding import LEVELS, Finding
 from .serving import examine_serving

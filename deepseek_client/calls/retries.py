@@ -14,9 +14,9 @@ from typing import Any, TypeVar
 
 import stamina
 
+from ..errors import BadReply, CircuitOpen, DeepSeekError, Overloaded, PoolClosed
+from ..settings import Settings
 from .breaker import Breaker
-from .errors import BadReply, CircuitOpen, DeepSeekError, Overloaded, PoolClosed
-from .settings import Settings
 
 __all__ = ["Policy", "default_policy", "end_waits"]
 

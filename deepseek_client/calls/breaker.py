@@ -9,7 +9,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 
-from .errors import (
+from ..errors import (
     AuthenticationFailed,
     BadReply,
     CircuitOpen,
@@ -19,7 +19,7 @@ from .errors import (
     UpstreamRejected,
     UpstreamUnavailable,
 )
-from .events import BreakerChanged, emit
+from ..events import BreakerChanged, emit
 
 __all__ = ["Breaker"]
 

@@ -10,13 +10,13 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from . import transport
-from .errors import CircuitOpen, DeadlineExceeded, DeepSeekError, InvalidRequest, Overloaded, PoolClosed
-from .events import AttemptFinished, CallFinished, emit
-from .exchange import Exchange
-from .policy import Policy
-from .pool import WorkerPool, default_pool
-from .settings import Settings
+from ..engines.threads import WorkerPool, default_pool
+from ..errors import CircuitOpen, DeadlineExceeded, DeepSeekError, InvalidRequest, Overloaded, PoolClosed
+from ..events import AttemptFinished, CallFinished, emit
+from ..settings import Settings
+from ..wire import adapter
+from ..wire.exchange import Exchange
+from .retries import Policy
 
 __all__ = ["Caller", "abort_blocking", "in_turns"]
 
@@ -128,7 +128,7 @@ class Caller:
         kwargs: dict[str, Any],
     ) -> Exchange:
         if self.settings.transport:
-            transport.install()
+            adapter.install()
         return Exchange(
             method,
             functools.partial(getattr(self.client, method), *args, **kwargs),

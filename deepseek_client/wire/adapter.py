@@ -21,11 +21,12 @@ from requests.adapters import BaseAdapter, HTTPAdapter
 from urllib3 import PoolManager
 from urllib3.util import Timeout
 
-from . import environment, request_id
+from .. import request_id
+from ..errors import BadReply
+from ..models import with_successor
+from . import environment
 from .connections import POOL_CLASSES
-from .errors import BadReply
 from .exchange import Exchange, current
-from .models import with_successor
 from .tls import context_for
 
 __all__ = ["install"]

@@ -10,8 +10,8 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from . import request_id
-from .events import CallFinished, subscribe
+from .. import request_id
+from ..events import CallFinished, subscribe
 
 __all__ = ["handler", "install", "masking"]
 

@@ -21,7 +21,8 @@ from prometheus_client import (
 )
 from prometheus_client.multiprocess import MultiProcessCollector
 
-from . import events, metric_files
+from .. import events
+from . import metric_files
 
 __all__ = ["exposition", "install"]
 

@@ -20,8 +20,8 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
-from .errors import DeadlineExceeded, DeepSeekError, Overloaded, PoolClosed
-from .events import CallAborted, PoolChanged, emit
+from ..errors import DeadlineExceeded, DeepSeekError, Overloaded, PoolClosed
+from ..events import CallAborted, PoolChanged, emit
 
 __all__ = ["WorkerPool", "close_default_pools", "default_pool"]
 

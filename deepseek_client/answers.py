@@ -28,7 +28,7 @@ from .errors import (
     UpstreamRejected,
     UpstreamUnavailable,
 )
-from .exchange import Exchange
+from .wire.exchange import Exchange
 
 __all__ = ["blank_result", "check_text", "failure_of", "outcome_of", "returned_or_raised"]
 
