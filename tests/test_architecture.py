@@ -46,8 +46,10 @@ TABLE = [
         Row(5, f"webapp.doctor{module}", ANYTHING, ANYTHING)
         for module in ("", ".__main__", ".finding", ".serving", ".situation", ".sources", ".upstream")
     ),
-    row(4, "webapp webapp.access webapp.bodies webapp.envelope webapp.llm webapp.loop webapp.probes webapp.problems",
-        "flask werkzeug", {0, 1, 2, 3, "webapp.*"}),
+    row(4, "webapp webapp.access webapp.answers webapp.app webapp.bodies webapp.routes webapp.routes.llm "
+        "webapp.routes.probes", "flask werkzeug", {0, 1, 2, 3, "deepseek_client.flask.*", "webapp.*"}),
+    row(4, "deepseek_client.flask deepseek_client.flask.envelope deepseek_client.flask.loop", "flask werkzeug",
+        {0, 1, 2, 3, "deepseek_client.flask.*"}),
     row(4, "deepseek_client.tasks", "celery", {0, 1, 2, 3}),
     row(3, "deepseek_client", "", {0, 1, 2, 3}),
     row(3, "deepseek_client.deepseek", "", {0, 1, 2, "deepseek_client.facade"}),

@@ -9,8 +9,8 @@ import flask
 import pytest
 from flask import Flask, g, request, session
 
+from deepseek_client.flask.loop import _process_loop
 from webapp import SharedLoop
-from webapp.loop import _process_loop
 
 GIVE_UP_S = 5
 

@@ -6,7 +6,7 @@ from flask import Flask
 
 import deepseek_client
 from deepseek_client import DeepSeekError, Settings
-from webapp import SharedLoop, create_app, problems
+from webapp import SharedLoop, answers, create_app
 
 KEY = "sk-SECRET-0123456789"
 UPSTREAM_TEXT = f"Authentication Fails, Your api key: {KEY} is invalid, see /srv/upstream/gateway.py"
@@ -125,7 +125,7 @@ def app():
     """A small app with the error table alone."""
     app = Flask("small")
     SharedLoop(app)
-    problems.init_app(app)
+    answers.init_app(app)
     return app
 
 

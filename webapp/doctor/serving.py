@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from deepseek_client import Settings
 
-from ..probes import is_loopback
+from ..routes.probes import is_loopback
 from .finding import Finding
 from .situation import Situation
 

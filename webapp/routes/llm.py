@@ -10,8 +10,8 @@ from flask import Blueprint, current_app, request
 
 from deepseek_client import AsyncDeepSeekClient, BadReply, DeepSeekError, InvalidRequest, Settings
 
-from .bodies import entries_in, flag_in, object_from, parse_input_in, prompt_in
-from .problems import problem_of
+from ..answers import problem_of
+from ..bodies import entries_in, flag_in, object_from, parse_input_in, prompt_in
 
 __all__ = ["llm"]
 
