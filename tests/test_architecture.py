@@ -40,10 +40,11 @@ def row(layer, modules, third_party="", own=()):
 
 TABLE = [
     Row(5, "webapp.wsgi webapp.gunicorn.conf", ANYTHING, ANYTHING),
-    Row(5, "webapp.toggle webapp.toggle.env_file webapp.toggle.refusal webapp.toggle.rehearsal webapp.toggle.server "
-        "webapp.toggle.survey", ANYTHING, ANYTHING),
+    Row(5, "deepseek_client.ops deepseek_client.ops.deployment deepseek_client.ops.env_file "
+        "deepseek_client.ops.refusal deepseek_client.ops.toggle deepseek_client.ops.toggle.rehearsal "
+        "deepseek_client.ops.toggle.survey", ANYTHING, ANYTHING),
     *(
-        Row(5, f"webapp.doctor{module}", ANYTHING, ANYTHING)
+        Row(5, f"deepseek_client.ops.doctor{module}", ANYTHING, ANYTHING)
         for module in ("", ".__main__", ".finding", ".serving", ".situation", ".sources", ".upstream")
     ),
     row(4, "webapp webapp.access webapp.answers webapp.app webapp.bodies webapp.routes webapp.routes.llm "

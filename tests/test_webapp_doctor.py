@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from webapp.doctor import examine, read
-from webapp.doctor.__main__ import main
+from deepseek_client.ops.doctor import examine, read
+from deepseek_client.ops.doctor.__main__ import main
 
 ROOT = Path(__file__).parents[1]
 GIVE_UP_S = 5
@@ -177,7 +177,7 @@ def test_what_comes_near_to_a_cause_is_fine(findings_for, env, code):
 def test_each_finding_has_a_case():
     """No code of the package is without a test here."""
     code = re.compile(r'Finding\(\s*(?:"\w+"|level),\s*"(\w+)"')
-    files = (ROOT / "webapp" / "doctor").glob("*.py")
+    files = (ROOT / "deepseek_client" / "ops" / "doctor").glob("*.py")
     known = {name for file in files for name in code.findall(file.read_text(encoding="utf-8"))}
     here = Path(__file__).read_text(encoding="utf-8")
     assert len(known) > 25

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-import webapp.toggle as toggle
+import deepseek_client.ops.toggle as toggle
 from deepseek_client import ConfigError, Settings
-from webapp.toggle.rehearsal import Rehearsal
-from webapp.toggle.survey import Survey
+from deepseek_client.ops.toggle.rehearsal import Rehearsal
+from deepseek_client.ops.toggle.survey import Survey
 
 ROOT = Path(__file__).parents[1]
 GIVE_UP_S = 5

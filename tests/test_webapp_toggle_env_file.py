@@ -6,8 +6,8 @@ from types import SimpleNamespace
 import pytest
 from dotenv import dotenv_values
 
-from webapp.toggle.env_file import VARIABLE, EnvFile, with_value
-from webapp.toggle.refusal import Refusal
+from deepseek_client.ops.env_file import VARIABLE, EnvFile, with_value
+from deepseek_client.ops.refusal import Refusal
 
 # V stands for the variable, and 0 for the value: | is where the new value comes, between what stays.
 EDITS = {

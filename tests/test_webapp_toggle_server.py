@@ -3,10 +3,10 @@ from pathlib import Path
 
 import pytest
 
-from webapp.toggle import server as server_module
-from webapp.toggle.env_file import VARIABLE
-from webapp.toggle.refusal import Refusal
-from webapp.toggle.server import Server
+from deepseek_client.ops import deployment as server_module
+from deepseek_client.ops.deployment import Server
+from deepseek_client.ops.env_file import VARIABLE
+from deepseek_client.ops.refusal import Refusal
 
 GUNICORN = "/venv/bin/python /venv/bin/gunicorn -c webapp/gunicorn.conf.py webapp.wsgi:app"
 

@@ -6,7 +6,7 @@ from contextlib import suppress
 import pytest
 from serving import reply
 
-from webapp.toggle.survey import ask
+from deepseek_client.ops.toggle.survey import ask
 
 GIVE_UP_S = 5
 

@@ -23,7 +23,7 @@ __all__ = ["METRICS_DIRECTORY", "Server", "Situation", "read"]
 METRICS_DIRECTORY = "PROMETHEUS_MULTIPROC_DIR"
 
 _ENV_FILE = Path(".env")
-_GUNICORN_CONFIG = Path(__file__).parents[1] / "gunicorn.conf.py"
+_GUNICORN_CONFIG = Path(__file__).parents[3] / "webapp" / "gunicorn.conf.py"
 _GUNICORN_NAMES = (
     *("bind", "workers", "threads", "worker_class", "timeout", "graceful_timeout"),
     "preload_app",

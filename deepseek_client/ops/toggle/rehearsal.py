@@ -8,8 +8,8 @@ import sys
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from .env_file import VARIABLE
-from .refusal import Refusal
+from ..env_file import VARIABLE
+from ..refusal import Refusal
 
 __all__ = ["Rehearsal", "rehearse"]
 

@@ -10,8 +10,8 @@ import requests.utils
 
 from deepseek_client import Settings
 from deepseek_client.models import RETIRED
+from webapp.routes.probes import is_loopback
 
-from ..routes.probes import is_loopback
 from .finding import Finding
 from .situation import Situation
 

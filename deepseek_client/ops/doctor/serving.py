@@ -6,8 +6,8 @@ import math
 from collections.abc import Iterator
 
 from deepseek_client import Settings
+from webapp.routes.probes import is_loopback
 
-from ..routes.probes import is_loopback
 from .finding import Finding
 from .situation import Situation
 

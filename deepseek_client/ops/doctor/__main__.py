@@ -1,4 +1,4 @@
-"""bin/doctor without the set-up: `python -m webapp.doctor`, in the repository root."""
+"""bin/doctor without the set-up: `python -m deepseek_client.ops.doctor`, in the repository root."""
 
 from __future__ import annotations
 

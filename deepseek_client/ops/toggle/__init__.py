@@ -13,10 +13,10 @@ import sys
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 
-from .env_file import VARIABLE, EnvFile
-from .refusal import Refusal
+from ..deployment import Server
+from ..env_file import VARIABLE, EnvFile
+from ..refusal import Refusal
 from .rehearsal import rehearse
-from .server import Server
 from .survey import Survey, ask
 
 __all__ = ["main"]
