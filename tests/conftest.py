@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from serving import Server
+from support.serving import Server
 
 from deepseek_client import Settings
 from deepseek_client.sandbox import RunningSandbox, SandboxConfig, running

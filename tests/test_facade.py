@@ -9,7 +9,7 @@ from unittest.mock import Mock, patch
 
 import pytest
 import responses
-from clients import UNKNOWN, build, called
+from support.clients import UNKNOWN, build, called
 
 from deepseek_client import (
     AsyncDeepSeekClient,

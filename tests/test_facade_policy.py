@@ -7,7 +7,7 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
-from clients import build, called
+from support.clients import build, called
 
 from deepseek_client import (
     AsyncDeepSeekClient,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from clients import UNKNOWN, build, called
+from support.clients import UNKNOWN, build, called
 
 from deepseek_client import (
     AuthenticationFailed,

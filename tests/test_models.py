@@ -7,7 +7,7 @@ import logging
 import pytest
 import requests
 import responses
-from serving import ask, exchanged
+from support.serving import ask, exchanged
 
 from deepseek_client import models
 

@@ -3,7 +3,7 @@ import contextvars
 
 import pytest
 import requests
-from serving import exchanged, reply
+from support.serving import exchanged, reply
 
 from deepseek_client import WorkerPool, request_id
 

@@ -4,7 +4,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from clients import counted
+from support.clients import counted
 
 from deepseek_client.sandbox import running
 

@@ -2,7 +2,7 @@ import json
 import socket
 import threading
 
-from serving import reply
+from support.serving import reply
 
 from .answers import HUNG_UP, OK, WRONG
 from .calls import Call, HangUp

@@ -4,7 +4,7 @@ import threading
 from contextlib import suppress
 
 import pytest
-from serving import reply
+from support.serving import reply
 
 from deepseek_client.ops.toggle.survey import ask
 

@@ -1,7 +1,7 @@
 import logging
 
 import pytest
-from clients import counted
+from support.clients import counted
 
 from deepseek_client import request_id
 from deepseek_client.telemetry import logs

@@ -11,7 +11,7 @@ import time
 import weakref
 
 import pytest
-from blocking import Blocked, Deaf, counts, entered, until
+from support.blocking import Blocked, Deaf, counts, entered, until
 
 from deepseek_client import DeadlineExceeded, Overloaded, PoolClosed, WorkerPool, events
 from deepseek_client.engines.threads import close_default_pools, default_pool

@@ -10,7 +10,7 @@ import pytest
 
 from deepseek_client import ConfigError, DeepSeekClient, Settings
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
 ENV_EXAMPLE = ROOT / ".env.example"
 

@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from blocking import counts
-from clients import build
-from faults import ENDLESS, FAULTS, meet
+from support.blocking import counts
+from support.clients import build
+from support.faults import ENDLESS, FAULTS, meet
 
 from deepseek_client import CircuitOpen, Settings, WorkerPool, events
 from deepseek_client.calls import retries

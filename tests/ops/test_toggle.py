@@ -11,7 +11,7 @@ from deepseek_client import ConfigError, Settings
 from deepseek_client.ops.toggle.rehearsal import Rehearsal
 from deepseek_client.ops.toggle.survey import Survey
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 GIVE_UP_S = 5
 
 

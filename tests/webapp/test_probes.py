@@ -3,8 +3,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
-from clients import counted
 from prometheus_client.parser import text_string_to_metric_families
+from support.clients import counted
 
 from deepseek_client import Settings, __version__
 from deepseek_client.sandbox import running

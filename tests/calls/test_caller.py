@@ -10,7 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from blocking import Blocked, entered
+from support.blocking import Blocked, entered
 
 from deepseek_client import (
     AsyncDeepSeekClient,

@@ -14,9 +14,9 @@ from typing import Any, NamedTuple
 
 import pytest
 import trustme
-from clients import build
-from faults import ENDLESS, FAULTS, GIVE_UP_S, IN_10_S, NOW, counted, meet
 from flask.testing import FlaskClient
+from support.clients import build
+from support.faults import ENDLESS, FAULTS, GIVE_UP_S, IN_10_S, NOW, counted, meet
 
 from deepseek_client import (
     AuthenticationFailed,

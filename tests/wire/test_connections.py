@@ -15,7 +15,7 @@ import pytest
 import requests
 import trustme
 from requests.adapters import HTTPAdapter
-from serving import GIVE_UP_S, ask, exchanged, reply
+from support.serving import GIVE_UP_S, ask, exchanged, reply
 from urllib3 import Retry
 
 from deepseek_client import AsyncDeepSeekClient, DeadlineExceeded, Settings

@@ -6,7 +6,7 @@ import asyncio
 import logging
 
 import pytest
-from blocking import Clock, in_child
+from support.blocking import Clock, in_child
 
 from deepseek_client import (
     AuthenticationFailed,

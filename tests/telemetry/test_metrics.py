@@ -20,7 +20,7 @@ from deepseek_client.events import (
 from deepseek_client.telemetry import metrics
 
 GIVE_UP_S = 5
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 BOUNDS_S = ["0.05", "0.1", "0.25", "0.5", "1.0", "2.0", "5.0", "10.0", "15.0", "20.0", "30.0", "60.0", "+Inf"]
 _numbers = count()
 

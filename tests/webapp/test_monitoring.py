@@ -10,7 +10,7 @@ from deepseek_client import DeepSeekError, Settings, errors
 from deepseek_client.telemetry import metrics
 from webapp import create_app
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 MONITORING = ROOT / "webapp" / "monitoring"
 OF_PROMETHEUS = {"up": set(), "ALERTS": {"alertname", "alertstate"}}
 OF_THE_SCRAPE = {"job", "instance"}

@@ -132,7 +132,7 @@ def app():
 def inside_of(answer, *more):
     """The words in an answer that its receiver must not see."""
     whole = f"{answer.headers}\n{answer.text}"
-    words = [KEY, KEY[-4:], "Traceback", "/srv/", ".py", str(Path(__file__).parents[1]), "127.0.0.1", *more]
+    words = [KEY, KEY[-4:], "Traceback", "/srv/", ".py", str(Path(__file__).parents[2]), "127.0.0.1", *more]
     return [word for word in words if word in whole]
 
 

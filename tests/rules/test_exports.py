@@ -9,7 +9,7 @@ import pytest
 import deepseek_client
 from deepseek_client import errors
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 # Design, section 3, and the errors of section 6.
 EXPORTS = [

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import requests
 import requests.sessions
-from serving import GIVE_UP_S, exchanged, reply
+from support.serving import GIVE_UP_S, exchanged, reply
 
 from deepseek_client.wire.exchange import Exchange
 

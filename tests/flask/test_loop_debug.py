@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 
 GIVE_UP_S = 30
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 SCRIPT = """
 import logging, time

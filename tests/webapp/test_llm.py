@@ -11,7 +11,7 @@ from deepseek_client.sandbox import SandboxConfig, running
 from webapp import create_app, shutdown
 
 GIVE_UP_S = 5
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 FORBIDDEN_ARTS = [{"code": "FORBIDDEN_ARTS", "enabled": True}]
 
 use_async = pytest.mark.parametrize("use_async", [True, False], ids=["async_enabled", "async_disabled"])

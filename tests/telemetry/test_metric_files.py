@@ -7,7 +7,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 GIVE_UP_S = 30
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 # The parent is a server's master; each child a worker that counts one call and says when it has.
 PROLOGUE = """

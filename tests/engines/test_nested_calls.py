@@ -8,7 +8,7 @@ import time
 from contextlib import suppress
 
 import pytest
-from blocking import Blocked, Deaf, counts, entered, in_child, until
+from support.blocking import Blocked, Deaf, counts, entered, in_child, until
 
 from deepseek_client import DeadlineExceeded, Overloaded, WorkerPool
 

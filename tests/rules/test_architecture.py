@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 GIVE_UP_S = 5
 PACKAGES = ("deepseek_client", "webapp")
 ANYTHING = frozenset({"*"})

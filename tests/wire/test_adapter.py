@@ -18,7 +18,7 @@ import requests
 import responses
 from requests.adapters import HTTPAdapter
 from requests.auth import HTTPDigestAuth
-from serving import ask, exchanged, reply
+from support.serving import ask, exchanged, reply
 
 from deepseek_client import BadReply
 from deepseek_client.answers import failure_of

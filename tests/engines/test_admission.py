@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 from types import SimpleNamespace
 
 import pytest
-from blocking import Blocked, Clock, Deaf, counts, entered, until
+from support.blocking import Blocked, Clock, Deaf, counts, entered, until
 
 from deepseek_client import DeadlineExceeded, Overloaded, WorkerPool
 from deepseek_client.engines import threads as pool_module

@@ -12,7 +12,7 @@ import pytest
 from deepseek_client.ops.doctor import examine, read
 from deepseek_client.ops.doctor.__main__ import main
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 GIVE_UP_S = 5
 KEY = "sk-SECRET-0123456789"
 TOKEN = "TOKEN-9876543210"

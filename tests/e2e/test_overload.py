@@ -13,10 +13,10 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from blocking import counts, until
-from clients import build
-from faults import GIVE_UP_S, counted, meet
 from flask import Flask
+from support.blocking import counts, until
+from support.clients import build
+from support.faults import GIVE_UP_S, counted, meet
 
 from deepseek_client import DeadlineExceeded, DeepSeekError, Settings, WorkerPool, events
 from deepseek_client.calls import caller as calls_module

@@ -18,7 +18,7 @@ import pytest
 import requests
 import trustme
 import urllib3
-from serving import GIVE_UP_S, exchanged
+from support.serving import GIVE_UP_S, exchanged
 
 from deepseek_client import AsyncDeepSeekClient, ConfigError, ConnectionFailed, Settings
 from deepseek_client.wire import tls
