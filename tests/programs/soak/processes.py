@@ -12,7 +12,7 @@ from typing import Any
 
 __all__ = ["ROOT", "SoakError", "ask", "end", "start"]
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 _FOLDER = ROOT / "bin"  # where they run: no .env is there, and no module that would hide another
 _ASK_S = 5
 _OF_THE_MACHINE = ("PATH", "HOME", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "TMPDIR")
@@ -29,7 +29,7 @@ def start(command: list[str], env: dict[str, str], **streams: Any) -> subprocess
         env: beside the little that it takes over from this process: nothing of the machine changes a run.
     """
     inherited = {name: os.environ[name] for name in _OF_THE_MACHINE if name in os.environ}
-    paths = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+    paths = os.pathsep.join([str(ROOT), str(ROOT / "tests" / "programs")])
     return subprocess.Popen(
         command,
         env={**inherited, "PYTHONPATH": paths, **env},

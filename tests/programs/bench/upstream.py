@@ -18,7 +18,7 @@ from .plan import LATENCY_MS
 
 __all__ = ["ROOT", "clean_environment", "end", "running_sandboxes"]
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 _START_S = 20
 # What the machine says of trust, proxies and this project would hit some peers and not the others.
 _OF_THE_MACHINE = ("LLM_", "DEEPSEEK_", "WEB_", "PROMETHEUS_", "SSL_CERT_", "OPENAI_", "GUNICORN_", "PYTHON")
@@ -34,7 +34,7 @@ def clean_environment(bundle: Path) -> dict[str, str]:
         and name not in _OF_THE_MACHINE_TOO
         and not name.lower().endswith("_proxy")
     }
-    paths = [str(ROOT), str(ROOT / "tests")]
+    paths = [str(ROOT), str(ROOT / "tests" / "programs")]
     return {**env, "REQUESTS_CA_BUNDLE": str(bundle), "PYTHONPATH": os.pathsep.join(paths)}
 
 
