@@ -1,70 +1,46 @@
-"""What an exchange means: the one place where HTTP, `requests` and DeepSeek's reply become our errors.
+"""What a DeepSeek reply means: the one place where a chat's or a parse's reply becomes an answer or an error.
 
 Source of the rules: the vendor's documentation. Its `error.code` says `invalid_request_error` for 401 and 402 too,
-so only the status classifies; output that is not JSON is replaced by blanks in JSON mode, so a blank is no answer.
+so the status classifies; output that is not JSON is replaced by blanks in JSON mode, so a blank is no answer.
 """
 
 from __future__ import annotations
 
-import email.utils
 import json
+import math
 import re
-import time
+from collections.abc import Iterator
 from typing import Any
 
 import requests
 
+from .calls.call import Attempt
+from .client import DeepSeekClient
 from .errors import (
-    AuthenticationFailed,
     BadReply,
     ConfigError,
     ConnectionFailed,
-    DeadlineExceeded,
     DeepSeekError,
-    InsufficientBalance,
-    InvalidRequest,
-    PoolClosed,
-    RateLimited,
-    UpstreamRejected,
-    UpstreamUnavailable,
 )
 from .wire.exchange import Exchange
+from .wire.failures import failure_from, failure_of_end, failure_of_status
 
-__all__ = ["blank_result", "check_text", "failure_of", "outcome_of", "returned_or_raised"]
+__all__ = ["blank_result", "outcome_of"]
 
-_BY_STATUS: dict[int, tuple[type[DeepSeekError], str]] = {
-    400: (UpstreamRejected, "refused the request as malformed"),
-    401: (AuthenticationFailed, "does not accept the API key"),
-    402: (InsufficientBalance, "reports an insufficient balance"),
-    403: (AuthenticationFailed, "does not permit this API key to make the request"),
-    404: (UpstreamRejected, "does not know the address or the model"),
-    422: (UpstreamRejected, "refused a parameter of the request"),
-    429: (RateLimited, "refuses more requests for now"),
+_BLANKS: dict[str, dict[str, Any]] = {
+    "chat": {"text": ""},
+    "parse": {"intent": "unknown", "slots": {}, "allowed": True, "reason": ""},
 }
-
-# What `requests` raises when a request cannot even be built from the client's settings.
-_UNBUILDABLE = (
-    requests.exceptions.InvalidURL,
-    requests.exceptions.InvalidSchema,
-    requests.exceptions.MissingSchema,
-    requests.exceptions.InvalidHeader,
-)
+_API_MESSAGE_LIMIT = 300  # characters; long enough for every sentence of the documentation
+_DEPTH_LIMIT = 100  # of objects and lists in a parse reply: what answers it must be able to write it again
 
 
 def blank_result(method: str) -> dict[str, Any]:
     """What the legacy client returns for a failed "chat" or "parse"."""
-    if method == "chat":
-        return {"text": ""}
-    return {"intent": "unknown", "slots": {}, "allowed": True, "reason": ""}
+    return {**_BLANKS[method], **({} if method == "chat" else {"slots": {}})}
 
 
-def check_text(method: str, text: Any) -> None:
-    """Raises InvalidRequest if what a "chat" or "parse" is asked about is no text: the client would swallow that."""
-    if not isinstance(text, str):
-        raise InvalidRequest(f"The text of {method} is {text!r:.40}: need a str.")
-
-
-def outcome_of(exchange: Exchange, client: Any) -> Any:
+def outcome_of(attempt: Attempt, client: Any) -> Any:
     """What a finished "chat" or "parse" of a DeepSeek client really gave, whatever the client made of it.
 
     A parse reply in a Markdown fence, which the legacy client takes for "unknown", is understood here.
@@ -76,173 +52,304 @@ def outcome_of(exchange: Exchange, client: Any) -> Any:
         DeepSeekError: it failed, although the client may have swallowed that.
         Exception: what the client raised, if the wire shows no failure.
     """
-    blank = blank_result(exchange.method)
-    gave_nothing = exchange.raised is not None or _is_blank(exchange.result, blank)
-    if exchange.requests and not exchange.path.endswith("/chat/completions") and not gave_nothing:
-        return exchange.result  # a client of another API, or one that asked for something else afterwards
-    failure = failure_of(exchange)
+    exchange = attempt.exchange
+    blank = _BLANKS[attempt.call.method]
+    gave_nothing = attempt.raised is not None or _is_blank(attempt.result, blank)
+    if exchange.requests == 0:
+        return _unsent(attempt, client, gave_nothing)
+    if not exchange.path.endswith("/chat/completions") and not gave_nothing:
+        return attempt.result  # a client of another API, or one that asked for something else afterwards
+    key = str(getattr(client, "api_key", ""))
+    failure = _failure_of(exchange, key)
     if failure is not None:
         raise failure
-    if exchange.requests == 0 and gave_nothing:
-        raise _reason_unsent(client, exchange.raised)
-    if exchange.requests == 0 or (exchange.body is None and not gave_nothing):
-        return returned_or_raised(exchange)  # not a client of requests, or one that streams: it knows better
-    completion = _json_object(exchange.body)
-    usage = (completion or {}).get("usage")
-    exchange.usage = usage if isinstance(usage, dict) else {}
-    content = _content_of(exchange.body, completion)
-    if exchange.raised is not None:
-        raise exchange.raised
-    if exchange.method == "parse":
-        is_legacy = isinstance(exchange.result, dict) and exchange.result.keys() == blank.keys()
-        return _fields_of(_object_in(content), blank) if is_legacy else exchange.result
-    return {"text": content} if gave_nothing else exchange.result
+    completion = _json_of(exchange)
+    if isinstance(completion, dict):
+        attempt.usage = completion["usage"] if isinstance(completion.get("usage"), dict) else {}
+    if not (gave_nothing or isinstance(client, DeepSeekClient)):
+        return _theirs(attempt, completion, key)
+    if exchange.body is None and not gave_nothing:
+        return attempt.result  # it has read the body itself, and knows better
+    content = _content_of(attempt, completion, key)
+    if attempt.raised is not None:
+        raise attempt.raised
+    if attempt.call.method == "chat":
+        return {"text": content} if gave_nothing else attempt.result
+    if not gave_nothing:
+        return _checked(attempt.result)
+    data = _object_in(content)
+    return _checked({name: data.get(name, value) for name, value in blank.items()})
 
 
-def returned_or_raised(exchange: Exchange) -> Any:
-    """What the client itself says."""
-    if exchange.raised is not None:
-        raise exchange.raised
-    return exchange.result
+def _unsent(attempt: Attempt, client: Any, gave_nothing: bool) -> Any:
+    """What a call gave of which the wire saw nothing: the client knows better, unless it is one that cannot send."""
+    exchange = attempt.exchange
+    failure = _failure_of(exchange, "")
+    if failure is not None:
+        raise failure
+    if gave_nothing and (reason := _why_it_cannot_send(client)) is not None:
+        reason.__cause__ = attempt.raised
+        raise reason
+    if isinstance(attempt.raised, requests.RequestException):
+        raise failure_from(attempt.raised)
+    if attempt.raised is not None:
+        raise attempt.raised
+    if gave_nothing and isinstance(client, DeepSeekClient):
+        raise ConnectionFailed("Nothing was sent: the client failed before it reached the network.")
+    return attempt.result
+
+
+def _why_it_cannot_send(client: Any) -> DeepSeekError | None:
+    key, base_url = getattr(client, "api_key", None), getattr(client, "base_url", None)
+    if isinstance(key, str) and not re.fullmatch("[!-~]+", key):
+        return ConfigError("Nothing was sent: the API key is missing or has characters that no key has.")
+    if isinstance(base_url, str) and not re.match("https?://[^/]", base_url):
+        return ConfigError("Nothing was sent: the base URL is not an address.")
+    return None
+
+
+def _theirs(attempt: Attempt, completion: Any, key: str) -> Any:
+    """What another client than the legacy one made of a reply with status 2xx: its own affair, but for an error.
+
+    One that made nothing of a reply without an answer has failed, whatever it says.
+    """
+    if isinstance(completion, dict) and "choices" not in completion:
+        words = _words_of(completion)
+        if words is not None:
+            raise _error_under_200(attempt.exchange, completion, _masked(words, key))
+    try:
+        reason = completion["choices"][0]["finish_reason"]
+    except (LookupError, TypeError):
+        reason = ""
+    attempt.finish_reason = reason if isinstance(reason, str) else ""
+    if (
+        _is_empty(attempt.result)
+        and attempt.exchange.body is not None
+        and not _may_be_empty(attempt, completion)
+    ):
+        _content_of(attempt, completion, key)
+    return attempt.result
+
+
+def _is_empty(result: Any) -> bool:
+    """Whether it is what clients give that swallow a failure, and give no dictionary for an answer."""
+    return result is None or (isinstance(result, str) and not result.strip())
+
+
+def _may_be_empty(attempt: Attempt, completion: Any) -> bool:
+    """Whether a reply is no text by its own words: it calls tools, or is a stream that the client has read."""
+    response = attempt.exchange.response
+    if response is not None and "event-stream" in response.headers.get("Content-Type", ""):
+        return True
+    try:
+        return bool(completion["choices"][0]["message"].get("tool_calls"))
+    except (LookupError, TypeError, AttributeError):
+        return False
 
 
 def _is_blank(result: Any, blank: dict[str, Any]) -> bool:
-    if isinstance(result, dict) and blank.keys() == {"text"}:
-        return not (isinstance(result.get("text"), str) and result["text"].strip())
+    if isinstance(result, dict) and result.keys() == blank.keys() == {"text"}:
+        return not (isinstance(result["text"], str) and result["text"].strip())
     return bool(result == blank)
 
 
-def _reason_unsent(client: Any, raised: Exception | None) -> Exception:
-    """Why a client that gave nothing has sent nothing."""
-    failure: DeepSeekError
-    if not re.fullmatch("[!-~]+", str(getattr(client, "api_key", "none is needed"))):
-        failure = ConfigError("Nothing was sent: the API key is missing or has characters that no key has.")
-    elif not re.match("https?://[^/]", str(getattr(client, "base_url", "http://x"))):
-        failure = ConfigError("Nothing was sent: the base URL is not an address.")
-    elif raised is not None and not isinstance(raised, (requests.RequestException, ValueError)):
-        return raised  # a defect of the client
-    elif raised is not None:
-        failure = _failure_from(raised)
-    else:
-        failure = ConnectionFailed("Nothing was sent: the client failed before it reached the network.")
-    failure.__cause__ = raised
-    return failure
-
-
-def failure_of(exchange: Exchange) -> DeepSeekError | None:
+def _failure_of(exchange: Exchange, key: str) -> DeepSeekError | None:
     """The failure that the wire shows; None if a reply with status 2xx arrived whole, or if nothing was sent."""
-    if exchange.aborted == "closing":
-        return PoolClosed("The service is shutting down.")
-    is_late = exchange.deadline is not None and (exchange.ended or 0) >= exchange.deadline
-    if exchange.aborted is not None or (exchange.error is not None and is_late):
-        return DeadlineExceeded("The call's time is over.")
-    if exchange.status is not None and not 200 <= exchange.status < 300:
-        default = UpstreamUnavailable if exchange.status >= 500 else UpstreamRejected
-        kind, what = _BY_STATUS.get(exchange.status, (default, "cannot answer the request"))
-        retry_after_s = _seconds_until(exchange.retry_after)
-        failure = kind(f"The API {what} (HTTP {exchange.status}).", retry_after_s=retry_after_s)
+    if exchange.aborted is not None or (exchange.error is not None and exchange.is_late()):
+        return failure_of_end(exchange)
+    response = exchange.response
+    if response is not None and not 200 <= response.status_code < 300:
+        body = _json_of(exchange)
+        if not 400 <= response.status_code < 600 and exchange.redirect is None and _has_choices(body):
+            return None  # to `requests`, and so to the client, only 4xx and 5xx are failures
+        words = _words_of(body)
+        failure = failure_of_status(
+            response.status_code,
+            response.headers,
+            is_apis_own=words is not None or not _is_somebody_elses(exchange, body),
+            api_message=_masked(words or response.reason or "", key),
+        )
         failure.__cause__ = exchange.error
         return failure
-    return None if exchange.error is None else _failure_from(exchange.error)
+    return None if exchange.error is None else failure_from(exchange.error)
 
 
-def _failure_from(error: Exception) -> DeepSeekError:
-    failure: DeepSeekError
-    if isinstance(error, DeepSeekError):  # the transport's own: a reply that is too large
-        return error
-    if isinstance(error, _UNBUILDABLE):
-        failure = ConfigError("The request cannot be built: check the base URL, the proxy and the key.")
-    elif isinstance(error, requests.exceptions.ContentDecodingError):
-        failure = BadReply("The API's reply cannot be decompressed.")
-    elif isinstance(error, requests.exceptions.SSLError):
-        failure = ConnectionFailed("The TLS connection to the API failed.")
-    elif isinstance(error, requests.exceptions.ConnectTimeout):
-        failure = ConnectionFailed("The API took no connection in time.")
-    elif isinstance(error, (requests.exceptions.Timeout, TimeoutError)):
-        failure = ConnectionFailed("The API sent nothing for too long.")
-    elif type(error) is OSError and error.errno is None:
-        # How requests reports a CA bundle or a client certificate that does not exist.
-        failure = ConfigError("The TLS certificate files of the connection to the API cannot be read.")
-    else:
-        failure = ConnectionFailed("The connection to the API failed.")
-    failure.__cause__ = error
-    return failure
+def _has_choices(body: Any) -> bool:
+    return isinstance(body, dict) and bool(body.get("choices"))
 
 
-def _seconds_until(retry_after: str | None) -> float | None:
-    """A Retry-After header in seconds from now; None when absent or not understood.
-
-    Source: RFC 9110, section 10.2.3: whole seconds or an HTTP date.
-    """
-    text = (retry_after or "").strip()
-    if text.isascii() and text.isdigit():
-        return float(text[:9])
-    try:
-        return max(0.0, email.utils.parsedate_to_datetime(text).timestamp() - time.time())
-    except (ValueError, OverflowError):
+def _json_of(exchange: Exchange) -> Any:
+    """The reply's body as `requests` reads it, which is how the client read it; None when it is not JSON."""
+    if exchange.response is None or not exchange.body:
         return None
-
-
-def _json_object(text: bytes | str | None) -> dict[str, Any] | None:
-    """The JSON object that the text is; None when it is something else."""
     try:
-        found = json.loads(text or "", parse_constant=_refuse)
+        return exchange.response.json()
     except (ValueError, RecursionError):
         return None
-    return found if isinstance(found, dict) else None
 
 
-def _refuse(constant: str) -> None:
-    raise ValueError(f"{constant} is not JSON")
+def _words_of(body: Any) -> str | None:
+    """What the API itself says of a failure; None if it is not the API that speaks: an empty `error` says nothing."""
+    error = body.get("error") if isinstance(body, dict) else None
+    if isinstance(error, str):
+        return error or None
+    return _text_of(error) if error and isinstance(error, dict) else None
 
 
-def _fields_of(data: dict[str, Any], blank: dict[str, Any]) -> dict[str, Any]:
-    """The fields of a parse result; null and absent ones as the legacy client has them.
+def _text_of(error: dict[str, Any]) -> str:
+    message = error.get("message")
+    return message if isinstance(message, str) else json.dumps(error, ensure_ascii=False)
+
+
+def _is_somebody_elses(exchange: Exchange, body: Any) -> bool:
+    """Whether a gateway has answered in the API's place: by a page or a text, or by JSON that knows no `error`."""
+    if exchange.response is None or not (exchange.body or b"").strip():
+        return False
+    media_type = exchange.response.headers.get("Content-Type", "application/json")
+    return "json" not in media_type.lower() or isinstance(body, (dict, list))
+
+
+def _masked(words: str, key: str) -> str:
+    """The API's words for a log: cut, on one line, and without the key, of which a 401 quotes the end."""
+    words = " ".join(words[: 4 * _API_MESSAGE_LIMIT].split())
+    if len(key) >= 8:
+        words = words.replace(key, "***")
+    words = re.sub(r"sk-[\w-]{8,}", "***", words)
+    words = re.sub(r"(?i)\b(api[ _-]?key\s*[:=]\s*)\S+", r"\1***", words)
+    return words if len(words) <= _API_MESSAGE_LIMIT else words[: _API_MESSAGE_LIMIT - 3] + "..."
+
+
+def _checked(fields: dict[str, Any]) -> dict[str, Any]:
+    """The fields of a parse result; null stays null, as the legacy client has it.
 
     Raises:
-        BadReply: a field is of another type: "no" as `allowed` would count as true.
+        BadReply: a field is of another type ("no" as `allowed` would count as true), or is nothing that JSON can carry.
     """
-    fields = {name: value if data.get(name) is None else data[name] for name, value in blank.items()}
-    for name, value in fields.items():
-        if type(value) is not type(blank[name]):
+    for name, value in blank_result("parse").items():
+        if fields[name] is not None and type(fields[name]) is not type(value):
             raise BadReply(
                 f"The API answered with an object whose {name} is of the wrong type.", is_completion=True
             )
-    return fields
+    level: list[Any] = [fields["slots"]]
+    for _ in range(_DEPTH_LIMIT):
+        if any(isinstance(value, float) and not math.isfinite(value) for value in level):
+            raise BadReply("The API answered with a number that is not finite.", is_completion=True)
+        level = [*_inside_of(level)]
+        if not level:
+            return fields
+    raise BadReply("The API answered with an object that is nested too deeply.", is_completion=True)
 
 
-def _content_of(body: bytes | None, completion: dict[str, Any] | None) -> str:
-    """The text of a completion that arrived with status 2xx.
+def _inside_of(values: list[Any]) -> Iterator[Any]:
+    for value in values:
+        if isinstance(value, dict):
+            yield from value.values()
+        elif isinstance(value, list):
+            yield from value
+
+
+def _content_of(attempt: Attempt, completion: Any, key: str) -> str:
+    """The text of a completion that arrived with status 2xx; notes why the model ended it.
 
     Raises:
+        DeepSeekError: the body is an error object that has a number of its own.
         BadReply: the body is blank, cut, not a completion, without text, or was ended early by the server.
     """
-    if not (body or b"").strip():
+    exchange = attempt.exchange
+    if not (exchange.body or b"").strip():
         raise BadReply("The API answered 200 with a blank body.")
-    if completion is None:
+    if not isinstance(completion, dict):
         raise BadReply("The API answered 200 with something that is not a JSON object.")
+    if not completion.get("choices") and (
+        (words := _words_of(completion)) is not None or _number_of(completion) is not None
+    ):
+        raise _error_under_200(exchange, completion, _masked(words or _text_of(completion), key))
     try:
         choice = completion["choices"][0]
         content, finish_reason = choice["message"]["content"], choice.get("finish_reason")
     except (LookupError, TypeError, AttributeError):
         raise BadReply("The API answered 200 without a choice that holds a message.") from None
+    attempt.finish_reason = finish_reason if isinstance(finish_reason, str) else ""
     if finish_reason == "insufficient_system_resource":
         raise BadReply("The API cut its answer short for lack of resources.")
+    if isinstance(content, list):  # the API's schema allows a list of parts
+        parts = [
+            part.get("text") for part in content if isinstance(part, dict) and part.get("type") == "text"
+        ]
+        content = "".join(part for part in parts if isinstance(part, str))
     if not isinstance(content, str) or not content.strip():
         raise BadReply("The API answered 200 with blank content.", is_completion=True)
     return content
 
 
+def _error_under_200(exchange: Exchange, body: dict[str, Any], api_message: str) -> DeepSeekError:
+    """An error under status 200, by the number in its object, or else by the one beside it, which is a gateway's."""
+    number = _number_of(body.get("error"))
+    is_apis_own = number is not None
+    if number is None:
+        number = _number_of(body)
+    if number is not None and exchange.response is not None:
+        return failure_of_status(
+            number, exchange.response.headers, is_apis_own=is_apis_own, api_message=api_message
+        )
+    return BadReply("The API answered 200 with an error.", api_message=api_message)
+
+
+def _number_of(error: Any) -> int | None:
+    """The status that an error object names; None if it has no number from 400 to 599."""
+    names = ("code", "status") if isinstance(error, dict) else ()
+    for number in (error.get(name) for name in names):
+        if isinstance(number, (int, str)) and re.fullmatch("[45][0-9][0-9]", str(number)):
+            return int(number)
+    return None
+
+
 def _object_in(content: str) -> dict[str, Any]:
-    """The JSON object that a model's text holds, bare or in a Markdown fence.
+    """The JSON object that a model's text holds: the whole text, or else the only one in it, in a Markdown fence.
 
     Raises:
-        BadReply: there is none.
+        BadReply: there is none, or there are several.
     """
-    fenced = re.search(r"```\w*\s*(\{.*\})\s*```", content, re.DOTALL)
-    data = _json_object(fenced[1] if fenced else content.strip("\ufeff \t\r\n"))
-    if data is None:
+    text = content.strip("\ufeff \t\r\n")
+    found = _json_object(text)
+    if found is None:
+        found = _json_object(_fenced(text))
+    if found is None:
         raise BadReply(
             "The API answered with text that is not the JSON object that was asked for.", is_completion=True
         )
-    return data
+    return found
+
+
+# A brace, or braces around mere words, as in "the {intent} form". No object gets as far as a player's text within
+# those: it needs a quote, a colon or a line break before.
+_BRACES = re.compile(r"\{[\w.][\w ,.]*\}|[{}]")
+
+
+def _fenced(text: str) -> str:
+    """All from the first brace to the last one, if a fence that starts a line is around it; "" without one.
+
+    A player's own words may hold a fence with an object in it. They come back as a value in another object: behind a
+    brace and its key, and before a quote and a brace. So a brace counts even if it is closed, which the player could
+    do, too. Only those around mere words do not; an object has such words nowhere but in its strings.
+    No expression looks for both ends of a fence, which takes hours for a text that is full of them.
+    """
+    first, last = -1, 0
+    for found in _BRACES.finditer(text):  # one by one: a `sub` would hold the GIL for the whole text
+        if found[0] == "{" and first < 0:
+            first = found.start()
+        elif found[0] == "}":
+            last = found.end()
+    opening = text[:first].rstrip().rpartition("\n")[2] if 0 <= first < last else ""
+    closing = text[last:].lstrip().partition("\n")[0]
+    is_fenced = re.fullmatch(r"[ \t]*```[\w+-]*", opening) and re.fullmatch(r"```[ \t\r]*", closing)
+    return text[first:last] if is_fenced else ""
+
+
+def _json_object(text: str) -> dict[str, Any] | None:
+    """The JSON object that the text is; None when it is something else."""
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    return found if isinstance(found, dict) else None

@@ -7,13 +7,17 @@
     ├── DeadlineExceeded         the call's time is over
     ├── CircuitOpen              the breaker refuses
     ├── PoolClosed               shutting down
-    ├── UpstreamRejected         400, 404, 422 of the API
-    ├── AuthenticationFailed     401, 403
+    ├── CallerLeft               who asked for the call has closed the connection
+    ├── UpstreamRejected         400, 404, 422 of the API; 401 and 403 that are not its own words
+    ├── AuthenticationFailed     401, 403 of the API
     ├── InsufficientBalance      402
     ├── RateLimited              429
-    ├── UpstreamUnavailable      500, 502, 503, 504
+    ├── UpstreamUnavailable      408, 409, 425, 499, 5xx
     ├── ConnectionFailed         DNS, refused, TLS, reset, cut body, read timeout
-    └── BadReply                 200, but not an answer
+    ├── BadReply                 200, but not an answer
+    └── QueueUnavailable         the server that queues tasks is away or full
+
+A program's own mistake is a ClientClosed, a RuntimeError and none of these.
 
 A message is one sentence for whoever called us: it never carries a key, a path, a traceback or the API's own text
 (the text of a 401 contains the key's tail). Foreign exceptions are chained as `__cause__`.
@@ -26,7 +30,9 @@ from typing import ClassVar
 __all__ = [
     "AuthenticationFailed",
     "BadReply",
+    "CallerLeft",
     "CircuitOpen",
+    "ClientClosed",
     "ConfigError",
     "ConnectionFailed",
     "DeadlineExceeded",
@@ -35,6 +41,7 @@ __all__ = [
     "InvalidRequest",
     "Overloaded",
     "PoolClosed",
+    "QueueUnavailable",
     "RateLimited",
     "UpstreamRejected",
     "UpstreamUnavailable",
@@ -47,6 +54,7 @@ class DeepSeekError(Exception):
     Args:
         message: one sentence that is safe to show to a caller.
         retry_after_s: seconds after which a new try makes sense; None when nobody knows.
+        api_message: the API's own words, masked and cut: for logs, never for an answer.
 
     Attributes:
         code: snake_case name for machines, part of the HTTP contract.
@@ -56,11 +64,12 @@ class DeepSeekError(Exception):
 
     code: ClassVar[str] = "error"
     http_status: ClassVar[int] = 500
-    retryable: ClassVar[bool] = False
+    retryable: bool = False
 
-    def __init__(self, message: str, *, retry_after_s: float | None = None) -> None:
+    def __init__(self, message: str, *, retry_after_s: float | None = None, api_message: str = "") -> None:
         super().__init__(message)
         self.retry_after_s = retry_after_s
+        self.api_message = api_message
 
 
 class ConfigError(DeepSeekError):
@@ -78,7 +87,7 @@ class InvalidRequest(DeepSeekError):
 
 
 class Overloaded(DeepSeekError):
-    """All workers are busy, and the queue is full or too long for the call's deadline. Nothing was sent."""
+    """All workers are busy and the queue is full or too long, or the request waited too long. Nothing was sent."""
 
     code = "overloaded"
     http_status = 503
@@ -105,8 +114,19 @@ class PoolClosed(DeepSeekError):
     http_status = 503
 
 
+class CallerLeft(DeepSeekError):
+    """The request for which the call is made has lost its caller, who closed the connection. Nothing was sent."""
+
+    code = "caller_left"
+    http_status = 499  # nginx's number for it; nobody reads the answer
+
+
+class ClientClosed(RuntimeError):
+    """A program uses a client after its `close()`: a defect of the program. Nothing was sent."""
+
+
 class UpstreamRejected(DeepSeekError):
-    """The API understood and refused the request (400, 404, 422). It arrived; it is not billed."""
+    """The request was refused (400, 404, 422), or something before the API refused it (401, 403). It is not billed."""
 
     code = "upstream_rejected"
     http_status = 502
@@ -135,7 +155,7 @@ class RateLimited(DeepSeekError):
 
 
 class UpstreamUnavailable(DeepSeekError):
-    """The API is broken or overloaded (500, 502, 503, 504). It arrived; it may have been billed."""
+    """The API is broken or overloaded (408, 409, 425, 499, 5xx). It arrived; it may have been billed."""
 
     code = "upstream_unavailable"
     http_status = 502
@@ -165,7 +185,19 @@ class BadReply(DeepSeekError):
     retryable = True
 
     def __init__(
-        self, message: str, *, retry_after_s: float | None = None, is_completion: bool = False
+        self,
+        message: str,
+        *,
+        retry_after_s: float | None = None,
+        api_message: str = "",
+        is_completion: bool = False,
     ) -> None:
-        super().__init__(message, retry_after_s=retry_after_s)
+        super().__init__(message, retry_after_s=retry_after_s, api_message=api_message)
         self.is_completion = is_completion
+
+
+class QueueUnavailable(DeepSeekError):
+    """The server that queues tasks is away, silent or full, or there is none. Nothing was sent, and nothing will be."""
+
+    code = "queue_unavailable"
+    http_status = 503

@@ -369,7 +369,7 @@ def test_summary_of_the_laws(client, laws, summary, shape):
 def test_verbose_logs_prompt_and_reply(monkeypatch, api, client, caplog):
     """DEEPSEEK_VERBOSE=1 logs the prompt and the whole reply at DEBUG."""
     monkeypatch.setenv("DEEPSEEK_VERBOSE", "1")
-    caplog.set_level(logging.DEBUG)
+    caplog.set_level(logging.DEBUG, LOGGER)
     api.post(ENDPOINT, json=completion("再见"))
     client.chat("你好")
     assert own_records(caplog) == [("DEBUG", "prompt: 你好"), ("DEBUG", f"reply: {completion('再见')}")]
@@ -380,7 +380,7 @@ def test_without_verbose_no_prompt_is_logged(monkeypatch, api, client, caplog, v
     """Neither prompt nor reply reaches the log, at any level, unless it was asked for."""
     if value is not None:
         monkeypatch.setenv("DEEPSEEK_VERBOSE", value)
-    caplog.set_level(logging.DEBUG)
+    caplog.set_level(logging.DEBUG, LOGGER)
     api.post(ENDPOINT, json=completion("再见"))
     client.chat("你好")
     assert own_records(caplog) == []
@@ -394,7 +394,7 @@ def test_without_verbose_no_prompt_is_logged(monkeypatch, api, client, caplog, v
 def test_key_is_in_no_log_record(monkeypatch, api, client, caplog, reply):
     """Not even DEEPSEEK_VERBOSE=1 at DEBUG logs the key or its tail, however a call ends."""
     monkeypatch.setenv("DEEPSEEK_VERBOSE", "1")
-    caplog.set_level(logging.DEBUG)
+    caplog.set_level(logging.DEBUG, LOGGER)
     api.post(ENDPOINT, **reply)
     client.chat("你好")
     client.parse("你好", {})

@@ -9,5 +9,5 @@ def test_client_is_untouched():
     """The legacy client is, byte for byte, the one that deployments have."""
     assert hashlib.sha256(CLIENT.read_bytes()).hexdigest() == SHA256, (
         "deepseek_client/client.py is frozen: undo the change. "
-        "What the legacy client lacks is added around it, in facade.py, calls/ or wire/, and never in it."
+        "What the legacy client lacks is added around it, in facade.py or transport.py, and never in it."
     )

@@ -14,6 +14,7 @@ TABLE = [
     ("DeadlineExceeded", "deadline_exceeded", 504, False),
     ("CircuitOpen", "circuit_open", 503, False),
     ("PoolClosed", "closing", 503, False),
+    ("CallerLeft", "caller_left", 499, False),
     ("UpstreamRejected", "upstream_rejected", 502, False),
     ("AuthenticationFailed", "authentication_failed", 502, False),
     ("InsufficientBalance", "insufficient_balance", 502, False),
@@ -21,6 +22,7 @@ TABLE = [
     ("UpstreamUnavailable", "upstream_unavailable", 502, True),
     ("ConnectionFailed", "connection_failed", 502, True),
     ("BadReply", "bad_reply", 502, True),
+    ("QueueUnavailable", "queue_unavailable", 503, False),
 ]
 NAMES = [name for name, *_ in TABLE]
 
@@ -36,7 +38,7 @@ def test_class_has_its_row_of_the_table(name, code, http_status, retryable):
 
 def test_table_is_complete():
     """The module has the base, the classes of the table and no other."""
-    assert sorted(errors.__all__) == sorted(["DeepSeekError", *NAMES])
+    assert sorted(errors.__all__) == sorted(["ClientClosed", "DeepSeekError", *NAMES])
 
 
 def test_codes_are_distinct():
@@ -83,3 +85,16 @@ def test_drawn_tree_is_the_real_one():
     assert [
         kind.__name__ for kind in DeepSeekError.__subclasses__() if kind.__module__ == errors.__name__
     ] == (branches)
+
+
+def test_the_apis_own_words_are_kept_apart():
+    """`api_message` is for logs: it is no part of the sentence that a caller gets."""
+    error = errors.UpstreamRejected("The API refused the request.", api_message="Content Exists Risk")
+    assert (str(error), error.api_message) == ("The API refused the request.", "Content Exists Risk")
+    assert errors.UpstreamRejected("x").api_message == ""
+
+
+def test_a_closed_client_is_no_failure_of_a_call():
+    """ClientClosed is a RuntimeError: a view must not answer a program's mistake as if the API had failed."""
+    assert issubclass(errors.ClientClosed, RuntimeError)
+    assert not issubclass(errors.ClientClosed, DeepSeekError)

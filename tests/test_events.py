@@ -12,7 +12,7 @@ EVENT = CallFinished("chat", "async", 0.25, 1.5, None, {"total_tokens": 18}, 1)
 @pytest.fixture(autouse=True)
 def only_the_hooks_of_the_test(monkeypatch):
     """Nobody else listens, and afterwards everybody who did listens again."""
-    monkeypatch.setattr(events, "_hooks", ())
+    monkeypatch.setattr(events, "listeners", ())
 
 
 @pytest.fixture

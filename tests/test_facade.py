@@ -3,30 +3,37 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import threading
+from dataclasses import replace
 from types import SimpleNamespace
 from unittest.mock import Mock, patch
 
 import pytest
+import requests
 import responses
 from support.clients import UNKNOWN, build, called
 
 from deepseek_client import (
     AsyncDeepSeekClient,
     AsyncFacade,
+    ClientClosed,
     ConfigError,
     DeadlineExceeded,
     DeepSeekClient,
+    InvalidRequest,
     Overloaded,
-    PoolClosed,
     RateLimited,
     Settings,
     UpstreamUnavailable,
     WorkerPool,
+    call_options,
+    deepseek,
 )
+from deepseek_client.events import CallFinished, subscribe, unsubscribe
 from deepseek_client.sandbox import SandboxConfig, running
 
-GIVE_UP_S = 5.0
+GIVE_UP_S = 20.0
 NOWHERE = {"DEEPSEEK_API_KEY": "sk-test", "DEEPSEEK_BASE_URL": "http://127.0.0.1:9"}
 
 
@@ -85,7 +92,7 @@ class TestAnyClient:
         """Attributes are read from, set on and deleted from the wrapped client."""
         assert facade.colour == "red"
         facade.colour = "blue"
-        assert facade._client.colour == "blue"
+        assert facade.__wrapped__.colour == "blue"
         del facade.colour
         assert facade.colour == "red"
         assert facade.add(1) == 1
@@ -103,8 +110,8 @@ class TestAnyClient:
         assert await AsyncFacade(client, pool=pool).chat_async("x") == {"text": "hi"}
         client.chat.assert_called_once_with("x")
 
-    async def test_a_clients_own_async_method_is_its_own(self, pool):
-        """A `name_async` that the client has already is not replaced."""
+    async def test_a_clients_own_async_method_is_not_used_silently(self, pool):
+        """`name_async` is the facade's, whatever the client has; the client's own is reached by __wrapped__."""
 
         class Both:
             def greet(self) -> str:
@@ -113,7 +120,9 @@ class TestAnyClient:
             async def greet_async(self) -> str:
                 return "its own"
 
-        assert await AsyncFacade(Both(), pool=pool).greet_async() == "its own"
+        facade = AsyncFacade(Both(), pool=pool)
+        assert await facade.greet_async() == "blocking"
+        assert await facade.__wrapped__.greet_async() == "its own"
 
     async def test_patching_a_facade_patches_its_client(self, facade):
         """unittest.mock.patch.object works on a facade, and leaves it as it was."""
@@ -137,15 +146,15 @@ class TestAnyClient:
         gate.set()
         await asyncio.gather(*calls)
 
-    async def test_a_closed_facade_refuses(self, facade):
-        """After close, which may be repeated and ends a `with`, calls are PoolClosed; the pool is not."""
+    async def test_a_closed_facade_refuses(self, facade, pool):
+        """After close, which may be repeated and ends a `with`, a call is the program's mistake; the pool goes on."""
         with facade as same, facade:
             assert same is facade
         async with facade:
             pass
-        with pytest.raises(PoolClosed):
+        with pytest.raises(ClientClosed):
             await facade.add_async(1)
-        assert await AsyncFacade(Plain(), pool=facade._caller.pool).add_async(1) == 1
+        assert await AsyncFacade(Plain(), pool=pool).add_async(1) == 1
 
     def test_the_repr_names_the_client_and_no_key(self):
         """A facade's repr says what it wraps; it holds no key."""
@@ -206,7 +215,7 @@ class TestConstruction:
         monkeypatch.setenv("LLM_DEADLINE_S", "3")
         client = AsyncDeepSeekClient()
         assert client.api_key == "sk-env"
-        assert client._caller.settings.deadline_s == 3.0
+        assert client.settings.deadline_s == 3.0
 
     def test_an_explicit_settings_without_a_key_takes_none_of_the_environment(self, monkeypatch):
         """A key of the environment never reaches the address of settings that were given without one."""
@@ -257,8 +266,8 @@ def test_a_swallowed_failure_is_logged(sandbox, settings, caplog):
 async def test_the_deadline_ends_a_call(sandbox, settings):
     """A call that the API never answers is DeadlineExceeded after its own deadline_s."""
     sandbox.script([{"fault": "hang"}])
-    with pytest.raises(DeadlineExceeded):
-        await build(settings, pool=WorkerPool(1, 0)).chat_async("hi", deadline_s=0.1)
+    with pytest.raises(DeadlineExceeded), call_options(deadline_s=0.1):
+        await build(settings, pool=WorkerPool(1, 0)).chat_async("hi")
 
 
 def test_any_client_of_requests_tells_the_truth(sandbox, settings):
@@ -342,4 +351,148 @@ class TestChatMany:
         client = build(settings, pool=WorkerPool(1, 0))
         answers = await client.chat_many_async("abc", return_exceptions=True, deadline_s=0.1)
         assert [type(answer) for answer in answers] == [DeadlineExceeded] * 3
-        assert sandbox.stats()["requests"] == 1
+        assert sandbox.stats()["requests"] <= 1  # the first, unless no thread began it in time
+
+
+@pytest.mark.parametrize("text", [None, 7, b"bytes", ["list"]])
+def test_what_is_asked_must_be_a_text(settings, text):
+    """A prompt of another type is refused by its value: the legacy client would swallow the mistake."""
+    with pytest.raises(InvalidRequest, match=r"The text of chat is .*: need a str"):
+        build(settings).chat(text)
+    assert build(settings, errors="swallow").chat(text) == {"text": ""}
+
+
+def test_the_reason_of_an_end_is_reported(sandbox, settings):
+    """An answer that the model did not end by itself is an answer, and its reason is told to who listens."""
+    told: list[str] = []
+
+    def note(event: object) -> None:
+        if isinstance(event, CallFinished):
+            told.append(event.finish_reason)
+
+    subscribe(note)
+    try:
+        sandbox.script([{"fault": "ok"}])
+        build(settings).chat("hi")
+    finally:
+        unsubscribe(note)
+    assert told == ["stop"]
+
+
+async def test_a_deadline_is_swallowed_the_same_way_each_time(sandbox, settings, monkeypatch):
+    """A call that we end gives what its client makes of the end: its own failure, of its own type."""
+    monkeypatch.setattr(deepseek, "_SETTLE_LOOKS", 10_000)  # a busy machine's threads come back late
+
+    class Theirs:
+        def chat(self, prompt: str) -> str:
+            try:
+                return requests.post(f"{sandbox.url}/chat/completions", json={}, timeout=60).text
+            except requests.RequestException:
+                return "their own failure"
+
+    client = AsyncDeepSeekClient(client=Theirs(), settings=settings, pool=WorkerPool(24, 0))
+    sandbox.script([{"fault": "hang", "times": 24}])
+    with call_options(deadline_s=1.0):
+        many, here, *one_by_one = await asyncio.gather(
+            client.chat_many_async(["a", "b", "c"]),
+            asyncio.to_thread(client.chat, "hi"),
+            *(client.chat_async("hi") for _ in range(20)),
+        )
+    assert (many, here, one_by_one) == (
+        ["their own failure"] * 3,
+        "their own failure",
+        ["their own failure"] * 20,
+    )
+
+
+def test_a_call_that_nothing_ends_is_a_blank(settings):
+    """A client whose thread does not come back at the deadline has said nothing: the caller gets the blank."""
+    gate = threading.Event()
+    client = AsyncDeepSeekClient(
+        client=SimpleNamespace(chat=lambda prompt: gate.wait(GIVE_UP_S)), settings=settings
+    )
+    with call_options(deadline_s=0.05):
+        assert asyncio.run(client.chat_async("hi")) == {"text": ""}
+    gate.set()
+
+
+async def test_a_failure_before_a_refused_attempt_is_what_the_client_gave(sandbox, settings):
+    """When no further attempt finds a place, the caller gets what the client gave for the one that ran."""
+
+    class Theirs:
+        def chat(self, prompt: str) -> str:
+            reply = requests.post(f"{sandbox.url}/chat/completions", json={}, timeout=60)
+            return f"failed with {reply.status_code}"
+
+    sandbox.script([{"fault": "status", "status": 400}])
+    assert await AsyncDeepSeekClient(client=Theirs(), settings=settings).chat_async("hi") == "failed with 400"
+
+
+async def test_a_batch_beside_other_calls_counts_each_prompt_once(settings):
+    """A prompt that finds no place while others of its batch are under way is counted by its end, not as refused."""
+    ended: list[str | None] = []
+
+    def note(event: object) -> None:
+        if isinstance(event, CallFinished):
+            ended.append(event.error)
+
+    gate, entered = threading.Event(), threading.Event()
+
+    def chat(prompt: str) -> dict[str, str]:
+        if prompt == "block":
+            entered.set()
+            assert gate.wait(GIVE_UP_S)
+        return {"text": prompt}
+
+    pool = WorkerPool(workers=2, queue_limit=0)
+    client = AsyncDeepSeekClient(client=SimpleNamespace(chat=chat), settings=settings, pool=pool)
+    blocking = asyncio.ensure_future(client.chat_async("block"))
+    await asyncio.to_thread(entered.wait, GIVE_UP_S)
+    subscribe(note)
+    try:
+        assert len(await client.chat_many_async(["a", "b", "c"])) == 3
+    finally:
+        unsubscribe(note)
+        gate.set()
+        await blocking
+    assert ended == [None, None, None]
+    assert pool.stats()["rejected"] == 0
+
+
+def test_classes_can_be_inspected():
+    """inspect.signature and help() work on the classes: nothing of theirs looks like a wrapper."""
+    assert "client" in inspect.signature(AsyncFacade).parameters
+    assert "api_key" in inspect.signature(AsyncDeepSeekClient).parameters
+
+
+@pytest.mark.parametrize(
+    ("method", "arguments"),
+    [
+        ("chat", ("x" * 301,)),
+        ("parse", ("打坐", {"scene": "x" * 200, "target_realm": "x" * 200})),
+        ("parse", ("打坐", {"laws": [{"code": "FORBIDDEN_ARTS", "enabled": True}] * 50})),
+        ("parse", ("打坐", SimpleNamespace(player=SimpleNamespace(realm="x" * 400)))),
+    ],
+    ids=["prompt", "context", "laws", "attributes"],
+)
+def test_the_prompt_limit_is_for_all_that_a_call_sends(sandbox, settings, method, arguments):
+    """LLM_PROMPT_LIMIT counts the context too; nothing is sent beyond it."""
+    client = build(replace(settings, prompt_limit=300))
+    with pytest.raises(InvalidRequest, match="characters: need at most 300"):
+        getattr(client, method)(*arguments)
+    assert sandbox.stats()["requests"] == 0
+    assert client.parse("打坐" * 200, {"scene": "x" * 50})["intent"]  # its beginning alone is sent
+    assert client.chat("x" * 300)["text"]
+
+
+def test_dir_runs_no_property_of_the_client():
+    """dir() of a facade names the client's methods and asks the client for nothing."""
+
+    class Odd:
+        @property
+        def broken(self) -> None:
+            raise RuntimeError("asked")
+
+        def ask(self) -> None: ...
+
+    assert "ask_async" in dir(AsyncFacade(Odd()))

@@ -12,26 +12,29 @@ from support.clients import build, called
 from deepseek_client import (
     AsyncDeepSeekClient,
     AsyncFacade,
-    AuthenticationFailed,
     CircuitOpen,
     ConnectionFailed,
     DeadlineExceeded,
     DeepSeekClient,
+    InsufficientBalance,
     RateLimited,
     UpstreamUnavailable,
+    WorkerPool,
+    call_options,
 )
-from deepseek_client.calls import retries
+from deepseek_client.calls import ending
+from deepseek_client.calls import retries as policy
 from deepseek_client.calls.retries import Policy
 
 DOWN = {"fault": "status", "status": 503}
-REFUSED_KEY = {"fault": "status", "status": 401}
+NO_BALANCE = {"fault": "status", "status": 402}
 
 
 @pytest.fixture(autouse=True)
 def at_once(monkeypatch):
     """Nothing waits between two attempts, and the process has no policy yet."""
-    monkeypatch.setattr(retries.random, "uniform", lambda low, high: low)
-    retries.default_policy.cache_clear()
+    monkeypatch.setattr(policy.random, "uniform", lambda low, high: low)
+    policy.default_policy.cache_clear()
 
 
 @pytest.fixture
@@ -64,16 +67,16 @@ async def test_no_thread_is_held_between_attempts(sandbox, settings, monkeypatch
     may_go_on = asyncio.Event()
     client = build(replace(settings, max_attempts=2, max_workers=1, queue_limit=0))
 
-    async def sleep(delay_s: float) -> None:
+    async def back_off(wait_s: float) -> None:
         await may_go_on.wait()
 
-    monkeypatch.setattr(asyncio, "sleep", sleep)
+    monkeypatch.setattr(ending, "back_off", back_off)
     sandbox.script([DOWN])
     first = asyncio.ensure_future(client.chat_async("first"))
     await asyncio.to_thread(
         sandbox.wait_until, lambda stats: stats["requests"] == 1 and not stats["in_flight"]
     )
-    while client._caller.pool.stats()["busy"]:
+    while client.pool.stats()["busy"]:
         await asyncio.wait([first], timeout=0.01)
     assert "second" in (await client.chat_async("second"))["text"]
     may_go_on.set()
@@ -83,16 +86,18 @@ async def test_no_thread_is_held_between_attempts(sandbox, settings, monkeypatch
 async def test_the_attempts_share_one_deadline(sandbox, settings):
     """An attempt after a failure gets what is left of the deadline, not the whole."""
     seen: list[tuple[float, float]] = []
-    client = build(replace(settings, max_attempts=3))
-    run = client._caller.pool.run
+    pool = WorkerPool(workers=1, queue_limit=0)
+    run = pool.run
 
-    async def noting(exchange, *, deadline):
-        seen.append((exchange.deadline, deadline))
-        return await run(exchange, deadline=deadline)
+    async def noting(attempt, *, deadline):
+        seen.append((attempt.exchange.deadline, deadline))
+        return await run(attempt, deadline=deadline)
 
-    client._caller._pool = SimpleNamespace(run=noting, is_closed=lambda: False)
+    pool.run = noting
+    client = build(replace(settings, max_attempts=3), pool=pool)
     sandbox.script([{**DOWN, "times": 2}])
-    await client.chat_async("hi", deadline_s=9.0)
+    with call_options(deadline_s=9.0):
+        await client.chat_async("hi")
     assert len(seen) == 3
     assert len(set(seen)) == 1
 
@@ -114,20 +119,20 @@ async def test_any_other_client_is_called_once(settings):
 
 @pytest.mark.parametrize("way", ["chat_async", "parse_async", "chat", "parse"])
 def test_an_open_breaker_refuses_every_way(sandbox, settings, way):
-    """After a refused key no call is sent, however it is made."""
+    """After an empty balance no call is sent, however it is made."""
     client = build(settings)
-    sandbox.script([REFUSED_KEY])
-    with pytest.raises(AuthenticationFailed):
+    sandbox.script([NO_BALANCE])
+    with pytest.raises(InsufficientBalance):
         client.chat("hi")
-    with pytest.raises(CircuitOpen, match="does not accept the API key"):
+    with pytest.raises(CircuitOpen, match="reports an insufficient balance"):
         called(client, way)
     assert sandbox.stats()["requests"] == 1
 
 
 def test_clients_of_the_environment_share_a_breaker(sandbox, of_the_environment):
     """An application that builds a client for each request has a breaker all the same."""
-    sandbox.script([REFUSED_KEY])
-    with pytest.raises(AuthenticationFailed):
+    sandbox.script([NO_BALANCE])
+    with pytest.raises(InsufficientBalance):
         of_the_environment().chat("hi")
     with pytest.raises(CircuitOpen):
         of_the_environment().chat("hi")
@@ -135,8 +140,8 @@ def test_clients_of_the_environment_share_a_breaker(sandbox, of_the_environment)
 
 def test_a_client_with_settings_has_its_own_breaker(sandbox, settings):
     """What one client with settings meets does not open another's breaker."""
-    sandbox.script([REFUSED_KEY])
-    with pytest.raises(AuthenticationFailed):
+    sandbox.script([NO_BALANCE])
+    with pytest.raises(InsufficientBalance):
         build(settings).chat("hi")
     assert build(settings).chat("hi")["text"]
 
@@ -145,16 +150,16 @@ def test_a_wrapped_client_has_its_own_breaker(sandbox, of_the_environment):
     """What a client that was handed in meets does not open that of the environment."""
     legacy = DeepSeekClient("sk-test")
     legacy.base_url = sandbox.url
-    sandbox.script([REFUSED_KEY])
-    with pytest.raises(AuthenticationFailed):
+    sandbox.script([NO_BALANCE])
+    with pytest.raises(InsufficientBalance):
         AsyncDeepSeekClient(client=legacy, errors="raise").chat("hi")
     assert of_the_environment().chat("hi")["text"]
 
 
 def test_another_key_has_its_own_breaker(sandbox, of_the_environment):
-    """A key that is refused does not keep another one from being used."""
-    sandbox.script([REFUSED_KEY])
-    with pytest.raises(AuthenticationFailed):
+    """An account without balance does not keep another key from being used."""
+    sandbox.script([NO_BALANCE])
+    with pytest.raises(InsufficientBalance):
         of_the_environment().chat("hi")
     assert AsyncDeepSeekClient("sk-other", errors="raise").chat("hi")["text"]
 
@@ -171,31 +176,31 @@ async def test_clients_of_the_environment_share_a_budget(sandbox, of_the_environ
 def test_a_policy_may_be_handed_in(sandbox, settings):
     """Clients that are given one policy share its breaker."""
     shared = Policy(settings)
-    sandbox.script([REFUSED_KEY])
-    with pytest.raises(AuthenticationFailed):
+    sandbox.script([NO_BALANCE])
+    with pytest.raises(InsufficientBalance):
         build(settings, policy=shared).chat("hi")
     with pytest.raises(CircuitOpen):
         build(settings, policy=shared).chat("hi")
 
 
 async def test_what_waits_when_it_opens_is_not_sent(sandbox, settings):
-    """Calls that queue behind one whose key is refused are refused: no more than the next one is still sent."""
+    """Calls that queue behind one that finds the balance empty are refused: no more than the next one is still sent."""
     client = build(replace(settings, max_workers=1))
     # The next call may begin before the failure is told; while that one takes its time, it is.
-    sandbox.script([{**REFUSED_KEY, "latency_ms": 50}, {"fault": "ok", "latency_ms": 500, "times": 5}])
+    sandbox.script([{**NO_BALANCE, "latency_ms": 50}, {"fault": "ok", "latency_ms": 500, "times": 5}])
     chats = (client.chat_async("hi") for _ in range(6))
     first, _, *rest = await asyncio.gather(*chats, return_exceptions=True)
-    assert type(first) is AuthenticationFailed
+    assert type(first) is InsufficientBalance
     assert {type(error) for error in rest} == {CircuitOpen}
     assert sandbox.stats()["requests"] <= 2
 
 
 async def test_calls_that_hang_open_it(sandbox, settings):
-    """Ten calls whose deadline passes while they run open the breaker."""
+    """Ten calls whose deadline passes while they run open the breaker, and none that no thread began in time."""
     client = build(replace(settings, deadline_s=0.05))
-    sandbox.script([{"fault": "hang", "times": 10}])
-    for _ in range(10):
-        with pytest.raises(DeadlineExceeded):
-            await client.chat_async("hi")
-    with pytest.raises(CircuitOpen):
-        await client.chat_async("hi")
+    sandbox.script([{"fault": "hang", "times": 200}])
+    answers = [await asyncio.gather(client.chat_async("hi"), return_exceptions=True) for _ in range(200)]
+    kinds = [type(error) for (error,) in answers]
+    opened = kinds.index(CircuitOpen)
+    assert kinds[:opened] == [DeadlineExceeded] * opened
+    assert opened >= 10

@@ -7,7 +7,7 @@ from support.serving import exchanged, reply
 
 from deepseek_client import WorkerPool, request_id
 
-GIVE_UP_S = 5
+GIVE_UP_S = 20
 
 
 @pytest.fixture(autouse=True)

@@ -13,6 +13,7 @@ TABLE = [
     ("LLM_MAX_ATTEMPTS", "max_attempts", 3, "1", 1),
     ("LLM_BATCH_LIMIT", "batch_limit", 100, "3", 3),
     ("LLM_PROMPT_LIMIT", "prompt_limit", 20000, "9", 9),
+    ("LLM_ENGINE", "engine", "threads", "LOOP", "loop"),
     ("USE_ASYNC_DEEPSEEK", "use_async", True, "0", False),
     ("DEEPSEEK_TRANSPORT", "transport", True, "0", False),
     ("DEEPSEEK_API_KEY", "api_key", "", "sk-k", "sk-k"),
@@ -20,9 +21,14 @@ TABLE = [
     ("DEEPSEEK_MODEL", "model", "", "deepseek-v4-pro", ...),
     ("LOG_FORMAT", "log_format", "text", "JSON", "json"),
     ("WEB_API_TOKEN", "web_api_token", "", "s3cret", "s3cret"),
+    ("CELERY_BROKER_URL", "celery_broker_url", "", "redis://:s3cret@queue:6380/2", ...),
+    ("CELERY_RESULT_BACKEND", "celery_result_backend", "", "rediss://queue", ...),
+    ("TASK_QUEUE_LIMIT", "task_queue_limit", 1000, "5", 5),
+    ("TASK_RESULT_TTL_S", "task_result_ttl_s", 3600, "60", 60),
+    ("WORKER_METRICS", "worker_metrics", "", "127.0.0.1:5002", ...),
 ]
 VARIABLES = [name for name, *_ in TABLE]
-DEFAULTS = {field: default for _, field, default, *_ in TABLE}
+DEFAULTS = {field: default for _, field, default, *_ in TABLE} | {"account_limit": 0}
 
 WHOLE = {
     "LLM_MAX_WORKERS": (1, 1000),
@@ -30,6 +36,8 @@ WHOLE = {
     "LLM_MAX_ATTEMPTS": (1, 100),
     "LLM_BATCH_LIMIT": (1, 10_000),
     "LLM_PROMPT_LIMIT": (1, 1_000_000),
+    "TASK_QUEUE_LIMIT": (1, 1_000_000),
+    "TASK_RESULT_TTL_S": (1, 2_592_000),
 }
 NOT_WHOLE = ["five", "5.0", "-1", "+5", "1_0", "0x5", "1e3", "5 5", "٥", "9999999999", "None"]
 NOT_SECONDS = ["1e1", "1_0", "٥", "5.", "soon", "0", "-1", "nan", "inf", "3600.1", "25s", "1,5"]
@@ -220,3 +228,69 @@ def test_address_with_a_password_is_refused_without_showing_it():
     """A base URL with a user name and password would put it into logs and reprs."""
     message = refusal("DEEPSEEK_BASE_URL", "https://me:secret@example.com")
     assert message == "DEEPSEEK_BASE_URL (not shown): need an address without user name and password"
+
+
+@pytest.mark.parametrize("name", ["CELERY_BROKER_URL", "CELERY_RESULT_BACKEND"])
+@pytest.mark.parametrize(
+    "value",
+    [
+        "valkey://:s3cret@queue",
+        "amqp://guest:s3cret@queue",
+        "queue:6379",
+        "redis://",
+        "redis://:s3cret@queue:0",
+        "redis://:s3cret@queue/zero",
+        "redis://:s3 cret@queue",
+        "redis+socket://",
+        "redis://[:s3cret",
+    ],
+)
+def test_address_of_no_queue_is_refused_unseen(name, value):
+    """Its password is not repeated; the forms that are known are."""
+    said = refusal(name, value)
+    assert said.startswith(f"{name} (not shown): need redis://")
+    assert "s3" not in said
+
+
+@pytest.mark.parametrize(
+    "url", ["redis://q", "rediss://u:p@q:1/9", "redis+socket:///run/q.sock?virtual_host=1"]
+)
+def test_address_of_a_queue_is_taken_as_it_is(url):
+    """TCP, TLS, or a unix socket; for both variables, or for one."""
+    both = Settings.from_env({"CELERY_BROKER_URL": url, "CELERY_RESULT_BACKEND": url})
+    assert both.celery_broker_url == both.celery_result_backend == url
+
+
+def test_results_lie_where_the_messages_do():
+    """Another server is refused without showing it; another database number of the same one is not."""
+    broker = {"CELERY_BROKER_URL": "redis://:s3cret@q:6379/0"}
+    Settings.from_env({**broker, "CELERY_RESULT_BACKEND": "redis://:s3cret@q/1"})
+    with pytest.raises(ConfigError, match=r"CELERY_RESULT_BACKEND \(not shown\)") as caught:
+        Settings.from_env({**broker, "CELERY_RESULT_BACKEND": "redis://:s3cret@other/0"})
+    assert "s3cret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("value", ["5002", ":5002", "host:", "host:0", "host:65536", "host:port"])
+def test_address_of_metrics_needs_host_and_port(value):
+    """Both, as gunicorn binds."""
+    assert refusal("WORKER_METRICS", value).startswith(f"WORKER_METRICS={value!r}: need host:port")
+
+
+@pytest.mark.parametrize("server", ["CELERY_BROKER_URL", "CELERY_RESULT_BACKEND"])
+def test_account_limit_is_shared_through_the_queues_server(server):
+    """LLM_ACCOUNT_LIMIT is a whole number; 0 is off, and needs no server."""
+    url = "redis://:secret@127.0.0.1:6379/0"
+    settings = Settings.from_env({"LLM_ACCOUNT_LIMIT": "100000", server: url})
+    assert (settings.account_limit, settings.account_server_url) == (100_000, url)
+    assert "secret" not in repr(settings)
+    assert Settings.from_env({"LLM_ACCOUNT_LIMIT": "0"}) == Settings()
+    assert refusal("LLM_ACCOUNT_LIMIT", "100001") == (
+        "LLM_ACCOUNT_LIMIT='100001': need a whole number from 0 to 100000"
+    )
+
+
+def test_account_limit_without_a_server_is_refused():
+    """A limit that nobody could share is refused by what it needs."""
+    assert refusal("LLM_ACCOUNT_LIMIT", "10") == (
+        "LLM_ACCOUNT_LIMIT=10: need the Redis or Valkey server that all hosts share, in CELERY_BROKER_URL"
+    )

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from deepseek_client.flask.loop import SharedLoop
+from .app import create_app
 
-from .app import create_app, shutdown
-
-__all__ = ["SharedLoop", "create_app", "shutdown"]
+__all__ = ["create_app"]

@@ -1,56 +1,57 @@
-"""The error table: what went wrong, as an answer that an old caller can read too."""
+"""What every answer has: headers for the browser, and JSON also where Flask itself refuses a request."""
 
 from __future__ import annotations
 
-import logging
-import math
-from typing import Any
-
 from flask import Flask, Response, jsonify
-from werkzeug.exceptions import HTTPException, InternalServerError, RequestEntityTooLarge
+from werkzeug.exceptions import (
+    Forbidden,
+    HTTPException,
+    InternalServerError,
+    RequestEntityTooLarge,
+    RequestTimeout,
+)
 
-from deepseek_client import DeepSeekError, InvalidRequest
+from deepseek_client import InvalidRequest
 
 from .bodies import BODY_LIMIT_BYTES
 
-__all__ = ["init_app", "problem_of"]
+__all__ = ["init_app"]
 
-_logger = logging.getLogger(__name__)
+# The answers are data for programs, and say what a player typed: nothing to render, to embed or to keep.
+_HEADERS = {
+    "Cache-Control": "no-store",
+    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+}
 
 
 def init_app(app: Flask) -> None:
-    """Answers every failure of the app with {"error", "code", "text": ""} and the status of its class."""
-    app.register_error_handler(DeepSeekError, _answer_failure)
-    app.register_error_handler(HTTPException, _answer_http)
+    """Seals each answer, and answers Flask's refusals as {"error", "code", "text": ""}."""
+    app.after_request(_seal)
+    app.register_error_handler(HTTPException, _answer_refusal)
 
 
-def problem_of(error: DeepSeekError) -> dict[str, Any]:
-    """The sentence and the code that a caller gets."""
-    return {"error": str(error), "code": error.code}
-
-
-def _answer_failure(error: DeepSeekError) -> Response:
-    response = jsonify({**problem_of(error), "text": ""})
-    response.status_code = error.http_status
-    if error.http_status == 503:
-        # RFC 9110: whole seconds. Never 0, which invites a storm; 1 when nobody knows better; no more than an hour.
-        response.headers["Retry-After"] = str(max(1, math.ceil(min(error.retry_after_s or 1, 3600))))
+def _seal(response: Response) -> Response:
+    for name, value in _HEADERS.items():
+        response.headers.setdefault(name, value)
     return response
 
 
-def _answer_http(error: HTTPException) -> Response:
-    """Flask's own refusals (404, 405, 413) and, as a 500 without its cause, anything unexpected."""
+def _answer_refusal(error: HTTPException) -> Response:
+    """Flask's own refusals (404, 405, 408, 413) and, as a 500 without its cause, anything unexpected."""
     code = (error.name or "error").lower().replace(" ", "_").replace("'", "")
     sentence = error.description or error.name
     if isinstance(error, RequestEntityTooLarge):
         code, sentence = InvalidRequest.code, f"The body is too large: need at most {BODY_LIMIT_BYTES} bytes."
+    elif isinstance(error, (Forbidden, RequestTimeout)):
+        code = InvalidRequest.code
     elif isinstance(error, InternalServerError):
         sentence = "The server could not answer the request."
     response = jsonify({"error": sentence, "code": code, "text": ""})
     response.status_code = error.code or 500
     for name, value in error.get_headers():
         if name.lower() not in ("content-type", "content-length"):
-            response.headers[name] = (
-                value.strip()
-            )  # Werkzeug 2.3 ends a challenge without parameters in a blank
+            # Werkzeug 2.3 ends a challenge without parameters in a blank.
+            response.headers[name] = value.strip()
     return response

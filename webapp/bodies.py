@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import logging
 from types import SimpleNamespace
 from typing import Any
 
 from flask import Request
 from flask.json.provider import DefaultJSONProvider
-from werkzeug.exceptions import RequestEntityTooLarge
+from werkzeug.exceptions import HTTPException, RequestEntityTooLarge, RequestTimeout
 
 from deepseek_client import InvalidRequest
+from deepseek_client.flask import has_body_come_too_slowly
 
 __all__ = [
     "BODY_LIMIT_BYTES",
@@ -22,7 +24,10 @@ __all__ = [
     "prompt_in",
 ]
 
+_logger = logging.getLogger(__name__)
+
 BODY_LIMIT_BYTES = 1024 * 1024
+_TOO_SLOW = "The body came too slowly: send it faster, or a smaller one."
 _SHOWN = 40  # characters of a wrong value that a message repeats
 
 
@@ -51,6 +56,7 @@ def object_from(request: Request) -> dict[str, Any]:
     Raises:
         InvalidRequest: it is empty, not UTF-8, not JSON or not an object.
         RequestEntityTooLarge: it is larger than BODY_LIMIT_BYTES.
+        RequestTimeout: it comes too slowly.
     """
     raw = _whole_body(request)
     if not raw.strip():
@@ -73,10 +79,19 @@ def object_from(request: Request) -> dict[str, Any]:
 def _whole_body(request: Request) -> bytes:
     if request.content_encoding not in (None, "", "identity"):
         raise InvalidRequest(f"The body is compressed ({request.content_encoding:.20}): need it plain.")
+    refusals = (RequestEntityTooLarge,) if request.content_length is None else (HTTPException,)
     try:
         raw = request.get_data(cache=False)
-    except OSError as exc:  # how gunicorn reports chunks that are not well formed
+    except refusals:
+        raise
+    except Exception as exc:  # each server and version has its own for chunks that are not well formed
+        if has_body_come_too_slowly(request.environ):
+            raise RequestTimeout(_TOO_SLOW) from exc
+        # Its text and its traceback may repeat the body.
+        _logger.warning("a body cannot be read: %s", type(exc).__name__)
         raise InvalidRequest("The body cannot be read: its chunks are malformed.") from exc
+    if has_body_come_too_slowly(request.environ):
+        raise RequestTimeout(_TOO_SLOW)
     if request.content_length is not None and len(raw) < request.content_length:
         raise InvalidRequest(f"The body ended after {len(raw)} of {request.content_length} bytes.")
     if len(raw) > BODY_LIMIT_BYTES:

@@ -1,39 +1,41 @@
 """gunicorn's settings: `gunicorn -c webapp/gunicorn.conf.py webapp.wsgi:app`, as bin/serve runs it too.
 
 gunicorn executes this file at start and again at every SIGHUP, so each reload sees the `.env` of that moment. The
-process environment wins over `.env` and is not changed here, but for PROMETHEUS_MULTIPROC_DIR. Nothing of this
-project may be imported while the file is executed: the master would keep the old code through every reload.
+process environment wins over `.env` and is not changed here. Nothing of this project may stay imported when the file
+has been executed: the master would keep the old code through every reload.
 """
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import ctypes
 import math
 import os
 import re
-import select
-import shutil
 import signal
 import sys
-import tempfile
-import threading
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from dotenv import dotenv_values
-
-_METRICS = "PROMETHEUS_MULTIPROC_DIR"
-_METRICS_PREFIX = "deepseek-metrics-"
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
-_MARGIN_S = 1.5  # before the master's patience ends calls are ended: their answers take a moment
-_LEAVING_S = 1.0  # what a worker whose calls were ended has for its answers
 
-_env = {**dotenv_values(".env"), **os.environ}
+def _env_file() -> dict[str, str]:
+    loaded = {*sys.modules}
+    from deepseek_client.settings_file import read_env_file
+
+    try:
+        return read_env_file()
+    except Exception as error:
+        print(error, file=sys.stderr)
+        sys.exit(2)
+    finally:  # the master forgets it: a reload has to load the code of that moment
+        for name in {*sys.modules} - loaded:
+            if name.partition(".")[0] == "deepseek_client":
+                del sys.modules[name]
+
+
+_env = {**_env_file(), **os.environ}
 
 
 def _text(name: str, default: str) -> str:
@@ -45,10 +47,10 @@ def _refuse(name: str, need: str) -> None:
     sys.exit(2)
 
 
-def _whole(name: str, default: int, high: int) -> int:
+def _whole(name: str, default: int, high: int, low: int = 1) -> int:
     text = _text(name, str(default))
-    if not (re.fullmatch("[0-9]{1,9}", text) and 1 <= int(text) <= high):
-        _refuse(name, f"a whole number from 1 to {high}")
+    if not (re.fullmatch("[0-9]{1,9}", text) and low <= int(text) <= high):
+        _refuse(name, f"a whole number from {low} to {high}")
     return int(text)
 
 
@@ -62,22 +64,6 @@ def _seconds(name: str, default: int, high: int) -> float:
     return value
 
 
-def _give_metrics_a_directory() -> None:
-    # The pid is in the name: a master that another one started (USR2) must not use what that one will remove.
-    ours = f"{_METRICS_PREFIX}{os.getpid()}-"
-    path = _text(_METRICS, "")
-    name = Path(path).name
-    if not path or (name.startswith(_METRICS_PREFIX) and not name.startswith(ours)):
-        path = tempfile.mkdtemp(prefix=ours)
-        atexit.register(_remove, path, os.getpid())
-    os.environ[_METRICS] = path
-
-
-def _remove(path: str, owner_pid: int) -> None:
-    if os.getpid() == owner_pid:  # workers are forks and run it too
-        shutil.rmtree(path, ignore_errors=True)
-
-
 host = _text("HOST", "127.0.0.1")
 port = _whole("PORT", 5000, 65535)
 bind = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
@@ -86,34 +72,49 @@ threads = _whole("WEB_THREADS", 1, 1000)
 worker_class = "gthread" if threads > 1 else "sync"
 _deadline_s = _seconds("LLM_DEADLINE_S", 25, 3600)
 graceful_timeout = math.ceil(_deadline_s) + 5  # a call in flight at a reload may use up its deadline
-timeout = math.ceil(_deadline_s) + 10  # a sync worker is silent during a call: that long is not hung
+_head_s, _body_s = 5, 10  # until a head, and then a body of at most 1 MiB, has come in whole
+# A sync worker is silent while it reads a request and during a call: that long is not hung.
+timeout = _head_s + _body_s + math.ceil(_deadline_s) + 5
 preload_app = False  # with it a reload would see neither new code nor a new .env
-# How bin/toggle-async finds this server and no other; gunicorn removes it at its end.
-pidfile = f".gunicorn-{port}.pid" if os.access(".", os.W_OK) else None
 accesslog = None
 errorlog = "-"
 control_socket_disable = True  # gunicorn >= 25.1 would put one for all its servers into the home directory
-_give_metrics_a_directory()
 
 
 def on_starting(server: Any) -> None:
-    """Wipes what an earlier server counted; not when this one takes over from a running one (USR2)."""
-    directory = Path(os.environ[_METRICS])
-    directory.mkdir(parents=True, exist_ok=True)
-    if "GUNICORN_PID" not in os.environ:
-        for file in directory.glob("*.db"):
-            # Not what is not ours.
-            if re.fullmatch(r"(counter|histogram|summary|gauge_[a-z]+)_[0-9]+\.db", file.name):
-                file.unlink(missing_ok=True)
+    """Wipes what an earlier server counted where the deployment says; not when this one takes over from it (USR2)."""
+    given = _text("PROMETHEUS_MULTIPROC_DIR", "")
+    if given and "GUNICORN_PID" not in os.environ:
+        for file in Path(given, "deepseek").glob("*.db"):
+            with contextlib.suppress(OSError):
+                file.unlink()
+
+
+def _name_only_the_kind(record: Any) -> bool:
+    # gunicorn repeats the line that it could not read, which may be the rest of a body.
+    found = re.match("Invalid request from ip=[^ ]+ [^:]+", record.getMessage())
+    if found:
+        record.msg, record.args = found[0], ()
+    return True
 
 
 def post_fork(server: Any, worker: Any) -> None:
     """Makes the worker end when it is told to from its first moment on, and when its master is gone."""
+    worker.log.error_log.addFilter(_name_only_the_kind)
     # The handlers of the master would swallow them. Nobody waits for a worker that still loads the application.
-    _handle(lambda _number, _frame: os._exit(0), signal.SIGINT, signal.SIGQUIT, signal.SIGTERM)
+    for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGTERM):
+        signal.signal(number, lambda _number, _frame: os._exit(0))
     if sys.platform == "linux":
         # Without it an idle sync worker holds the port for timeout / 2 after a `kill -9` of its master.
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def pre_request(worker: Any, request: Any) -> None:
+    """Drops the header SCRIPT_NAME, by which whoever is on this machine could move the application.
+
+    gunicorn 21 takes it from everybody, and newer ones from loopback.
+    """
+    request.headers[:] = [(name, value) for name, value in request.headers if name.upper() != "SCRIPT_NAME"]
 
 
 def worker_int(worker: Any) -> None:
@@ -122,66 +123,13 @@ def worker_int(worker: Any) -> None:
     gunicorn would raise SystemExit in whatever code is running. Where that gets lost (a `__del__`, for one), the
     worker lives on, and the master waits graceful_timeout for it.
     """
-    os._exit(0)
+    if not worker.booted:
+        os._exit(0)
 
 
 def post_worker_init(worker: Any) -> None:
-    """Says how the worker leaves.
+    """Says how the worker leaves, and what connections may take of it."""
+    from deepseek_client.flask import bound_connections, leave_with_gunicorn
 
-    SIGTERM (a stop or a reload): what it has accepted goes on; shortly before the master's patience ends, calls that
-    still run are ended and their requests answered with 503 `closing`. SIGINT and SIGQUIT: that happens at once.
-    """
-    patience_s = worker.cfg.graceful_timeout
-    quick = (signal.SIGINT, signal.SIGQUIT)
-    grace_s: dict[int, float] = {
-        signal.SIGTERM: max(patience_s - _MARGIN_S, patience_s / 2),
-        **dict.fromkeys(quick, 0.0),
-    }
-    # A handler may run late: the main thread can enter its wait for a call just when the signal comes. The number of
-    # the signal is in this pipe at once, whatever the main thread does.
-    signals, wakeup = os.pipe()
-    os.set_blocking(wakeup, False)
-    signal.set_wakeup_fd(wakeup, warn_on_full_buffer=False)
-    threading.Thread(target=_end_calls, args=(worker, signals, grace_s), name="signals", daemon=True).start()
-    # gunicorn's own for SIGQUIT takes locks that the interrupted code may hold.
-    _handle(worker.handle_exit, *quick)
-
-
-def _handle(handler: Callable[[int, Any], None], *signals: signal.Signals) -> None:
-    for number in signals:
-        signal.signal(number, handler)
-
-
-def _end_calls(worker: Any, signals: int, grace_s: dict[int, float]) -> None:
-    """Ends the calls of this process when their grace is over, and then the process if it does not leave by itself."""
-    close_at = math.inf
-    while (left_s := close_at - time.monotonic()) > 0:
-        if select.select([signals], [], [], None if left_s == math.inf else left_s)[0]:
-            for number in os.read(signals, 64):
-                close_at = min(close_at, time.monotonic() + grace_s.get(number, math.inf))
-                with contextlib.suppress(BlockingIOError):
-                    os.write(worker.PIPE[1], b".")  # where gunicorn had them go, to wake its loop
-    _close_pools(worker)
-    time.sleep(_LEAVING_S)
-    worker.log.warning("worker %s: leaves a thread behind that does not end", worker.pid)
-    os._exit(0)
-
-
-def _close_pools(worker: Any) -> None:
-    try:
-        from webapp import shutdown
-
-        shutdown()
-    except Exception:
-        worker.log.exception("worker %s: the shutdown of the application failed", worker.pid)
-
-
-def worker_exit(server: Any, worker: Any) -> None:
-    """Ends what calls are left when serving is over, so that no thread of theirs keeps the process alive."""
-    if os.getpid() == server.pid:  # the master calls it too, for a worker that it finds gone
-        return
-    _close_pools(worker)
-    # Python waits for all threads before it ends, and one may be where no abort reaches it.
-    backstop = threading.Timer(_LEAVING_S, os._exit, (0,))
-    backstop.daemon = True
-    backstop.start()
+    leave_with_gunicorn(worker)
+    bound_connections(worker, head_s=_head_s, body_s=_body_s, probes=("/health", "/ready", "/metrics"))

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
-import threading
 import time
 from collections import deque
 from collections.abc import Callable
@@ -20,6 +18,8 @@ from ..errors import (
     UpstreamUnavailable,
 )
 from ..events import BreakerChanged, emit
+from ..fork_safe import ForkSafeLock
+from .call import Attempt, Call
 
 __all__ = ["Breaker"]
 
@@ -33,24 +33,30 @@ _FEWEST_CALLS = 10
 _OPENING_SHARE = 0.8
 # Of LLM_DEADLINE_S; a call that comes so near to it holds a worker as one that hangs does.
 _SLOW_SHARE = 0.8
+# A caller's own deadline that is shorter than this says little about the API when it passes.
+_SLOW_FLOOR_S = 5.0
 _PAUSE_S = 10.0
 _ACCOUNT_PAUSE_S = 300.0  # a person has to act: pay, or replace the key
 _PROBE_LIMIT_S = 60.0
 
+# Refused calls in a row, none answered since, after which it is the account and not one call.
+_ACCOUNT_REFUSALS = 3
+
 # Guards the state of all breakers, for microseconds; no call and no hook runs under it. Reentrant, because the garbage
 # collector may end an abandoned call anywhere.
-_lock = threading.RLock()
+_lock = ForkSafeLock()
 
 
 class Breaker:
     """Refuses calls while the API keeps failing, so that they neither hold a worker nor add to its load.
 
     Opens for 10 s when four fifths of the last 10 to 50 calls (of the last 5 minutes) failed on the API's side or
-    took four fifths of their time, and for 5 minutes when the API refuses the key or reports an empty balance. After
-    that one call goes through as a probe: an answer closes it, a failure opens it anew.
+    took four fifths of their time, and for 5 minutes when the API reports an empty balance or refuses the key of three
+    calls in a row. After that one call goes through as a probe: an answer closes it, a failure opens it anew.
 
     Args:
-        deadline_s: LLM_DEADLINE_S, by which a call is judged slow.
+        deadline_s: LLM_DEADLINE_S. A call is slow that took four fifths of it; or of its own deadline, where that is
+            longer and it was answered, or shorter, but not below 5 s, and it passed.
         clock: replaces `time.monotonic`.
 
     Threads: any.
@@ -61,78 +67,57 @@ class Breaker:
         self._clock = clock
         # When a call ended, and whether it was bad; guarded by _lock.
         self._recent: deque[tuple[float, bool]] = deque(maxlen=_WINDOW_CALLS)
+        self._bad = 0  # guarded by _lock; how many of _recent were bad
+        self._refused = 0  # guarded by _lock; calls in a row whose key was refused
         self._open_until: float | None = None  # guarded by _lock; None: closed
         self._turn = 0  # guarded by _lock; counts openings, probes and closings
         self._reason = ""  # guarded by _lock
 
     def refusal(self) -> CircuitOpen | None:
         """What a new call would be refused with now; None when it would be let through."""
+        if self._open_until is None:
+            return None
         with _lock:
             left_s = 0.0 if self._open_until is None else self._open_until - self._clock()
             return self._refusal_locked(left_s) if left_s > 0 else None
 
-    def enter(self) -> int:
-        """Lets a call through; the ticket that it returns is handed to `leave`, whatever becomes of the call.
+    def before_call(self) -> _Permit:
+        """Lets a call through.
 
         Raises:
             CircuitOpen: the breaker is open. Nothing was sent.
         """
+        turn = self._turn  # before the look at _open_until, which changes first when it opens
+        if self._open_until is None:
+            return _Permit(self, turn)
         with _lock:
-            refusal = self.refusal()
-            if refusal is not None:
-                raise refusal
             if self._open_until is not None:
+                refusal = self.refusal()
+                if refusal is not None:
+                    raise refusal
                 # This call is the probe. If it never reports, the next one is.
                 self._turn += 1
                 self._open_until = self._clock() + max(_PAUSE_S, min(self._slow_s, _PROBE_LIMIT_S))
-            return self._turn
-
-    def check(self, ticket: int) -> None:
-        """Asked right before each attempt, which may have waited: has the breaker opened since `enter`?
-
-        Raises:
-            CircuitOpen: it has, and this call is not the probe. Nothing was sent.
-        """
-        with _lock:
-            if self._open_until is not None and ticket != self._turn:
-                raise self._refusal_locked(max(0.0, self._open_until - self._clock()))
-
-    def leave(
-        self, ticket: int, error: BaseException | None, held_s: float, *, was_sent: bool = True
-    ) -> None:
-        """The call has ended.
-
-        Args:
-            error: what it raised, None for an answer. What says nothing about the API (a full queue, a wrong request,
-                a caller that gave up early) does not count; a rate limit, a refused request and a model's text that
-                is no answer are answers of the API.
-            held_s: seconds in which it ran, or of its whole time when that was used up.
-            was_sent: whether it was seen on the network; if not, its failure says nothing about the API.
-        """
-        with _lock:
-            if ticket != self._turn:  # it began before the last opening, probe or closing
-                return
-            was_open = self._open_until is not None
-            news = self._judge_locked(error, held_s, was_sent)
-            is_open = self._open_until is not None
-        if news:
-            _logger.warning("breaker %s", news)
-        if is_open != was_open:
-            emit(BreakerChanged("open" if is_open else "closed"))
+            return _Permit(self, self._turn)
 
     def _refusal_locked(self, left_s: float) -> CircuitOpen:
         return CircuitOpen(f"No call is made for now: {self._reason}.", retry_after_s=left_s)
 
-    def _judge_locked(self, error: BaseException | None, held_s: float, was_sent: bool) -> str:
+    def _judge_locked(self, error: BaseException | None, is_slow: bool, was_sent: bool) -> str:
         """Takes the call's end into account; returns what there is to log, if anything."""
-        if isinstance(error, (AuthenticationFailed, InsufficientBalance)):
+        if isinstance(error, InsufficientBalance):
             return self._open_locked(_ACCOUNT_PAUSE_S, str(error).rstrip("."))
-        failed = _has_failed(error) if was_sent or error is None else None
-        is_slow = held_s >= self._slow_s
+        if isinstance(error, AuthenticationFailed):
+            self._refused += 1
+            if self._refused >= _ACCOUNT_REFUSALS or self._open_until is not None:
+                return self._open_locked(_ACCOUNT_PAUSE_S, str(error).rstrip("."))
+            return ""
+        failed = False if error is None else _has_failed(error) if was_sent else None
         if self._open_until is not None:
             if failed is False:
                 self._turn, self._open_until = self._turn + 1, None
                 self._recent.clear()
+                self._bad = self._refused = 0
                 return "closed: the API answers again"
             if failed or is_slow:
                 return self._open_locked(_PAUSE_S, "the API keeps failing")
@@ -142,32 +127,78 @@ class Breaker:
         return ""
 
     def _count_locked(self, is_bad: bool) -> str:
-        now = self._clock()
-        self._recent.append((now, is_bad))
-        while self._recent[0][0] < now - _WINDOW_S:
-            self._recent.popleft()
-        calls, bad = len(self._recent), sum(bad for _, bad in self._recent)
+        now, recent = self._clock(), self._recent
+        if not is_bad:
+            self._refused = 0
+        if len(recent) == _WINDOW_CALLS:
+            self._bad -= recent[0][1]
+        recent.append((now, is_bad))
+        self._bad += is_bad
+        while recent[0][0] < now - _WINDOW_S:
+            self._bad -= recent.popleft()[1]
+        calls, bad = len(recent), self._bad
         if calls < _FEWEST_CALLS or bad < _OPENING_SHARE * calls:
             return ""
         return self._open_locked(_PAUSE_S, f"{bad} of the last {calls} calls to the API failed or were slow")
 
     def _open_locked(self, pause_s: float, reason: str) -> str:
-        self._turn, self._open_until, self._reason = self._turn + 1, self._clock() + pause_s, reason
+        self._open_until, self._reason = self._clock() + pause_s, reason
+        self._turn += 1
         return f"open for {pause_s:g} s: {reason}"
 
 
-def _has_failed(error: BaseException | None) -> bool | None:
+class _Permit:
+    """The breaker's leave to make one call; knows whether the breaker has changed since."""
+
+    __slots__ = ("_breaker", "_turn")
+
+    def __init__(self, breaker: Breaker, turn: int) -> None:
+        self._breaker = breaker
+        self._turn = turn
+
+    def before_attempt(self, attempt: Attempt) -> None:
+        """The attempt may have waited: raises CircuitOpen if the breaker has opened since; nothing was sent then."""
+        breaker = self._breaker
+        if breaker._open_until is None:
+            return
+        with _lock:
+            if breaker._open_until is not None and self._turn != breaker._turn:
+                raise breaker._refusal_locked(max(0.0, breaker._open_until - breaker._clock()))
+
+    def after_attempt(self, error: BaseException | None) -> None:
+        """Nothing: the call counts, not its attempts."""
+
+    def after_call(self, call: Call, error: BaseException | None) -> None:
+        """The call has ended.
+
+        What says nothing about the API (a full queue, a wrong request, a caller that gave up early, a call that was
+        not seen on the network) does not count; a rate limit, a refused request and a model's text that is no answer
+        are answers of the API.
+        """
+        breaker = self._breaker
+        with _lock:
+            if self._turn != breaker._turn:  # it began before the last opening, probe or closing
+                return
+            was_open = breaker._open_until is not None
+            own_s = _SLOW_SHARE * (call.deadline - call.began)
+            if error is None:
+                is_slow = call.ran_s >= max(breaker._slow_s, own_s)
+            else:
+                is_slow = call.held_s(error) >= min(breaker._slow_s, max(_SLOW_FLOOR_S, own_s))
+            if call.first_chunk_s is not None:  # the API is there: a long stream is no sign of a slow one
+                is_slow = False
+            news = breaker._judge_locked(error, is_slow, call.requests > 0)
+            is_open = breaker._open_until is not None
+        if news:
+            _logger.warning("breaker %s", news)
+        if is_open != was_open:
+            emit(BreakerChanged("open" if is_open else "closed"))
+
+
+def _has_failed(error: BaseException) -> bool | None:
     """Whether the API has failed a call that ended so; None if that says nothing about the API."""
     if isinstance(error, BadReply):
         return not error.is_completion
     if isinstance(error, (ConnectionFailed, UpstreamUnavailable)):
         return True
-    return False if error is None or isinstance(error, (RateLimited, UpstreamRejected)) else None
-
-
-def _after_fork_in_child() -> None:
-    global _lock
-    _lock = threading.RLock()  # its owner may be a thread of the parent
-
-
-os.register_at_fork(after_in_child=_after_fork_in_child)
+    return False if isinstance(error, (RateLimited, UpstreamRejected)) else None

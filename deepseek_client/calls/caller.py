@@ -1,37 +1,50 @@
-"""One call from its start to its report, and many of them in turns."""
+"""Makes the calls of one client: where they run, how long they may take, and what happens when one fails."""
 
 from __future__ import annotations
 
-import asyncio
 import functools
+import logging
+import threading
 import time
-from collections import deque
-from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Generator
 from typing import Any
 
-from ..engines.threads import WorkerPool, default_pool
-from ..errors import CircuitOpen, DeadlineExceeded, DeepSeekError, InvalidRequest, Overloaded, PoolClosed
-from ..events import AttemptFinished, CallFinished, emit
+from ..engines import inline
+from ..engines.shared import default_pool
+from ..engines.threads import WorkerPool
+from ..engines.turns import later_turn
+from ..errors import (
+    CallerLeft,
+    CircuitOpen,
+    ClientClosed,
+    DeepSeekError,
+    Overloaded,
+)
 from ..settings import Settings
-from ..wire import adapter
-from ..wire.exchange import Exchange
+from ..wire import adapter, sockets
+from ..wire.exchange import Exchange, Rules
+from ..wire.failures import failure_of_end
+from . import ending
+from .call import Attempt, Call, EndedCall
+from .options import check_engine, check_seconds, current_options, current_request
 from .retries import Policy
 
-__all__ = ["Caller", "abort_blocking", "in_turns"]
+__all__ = ["Caller", "deadline_in"]
 
-_Judge = Callable[[Exchange], Any]
-
-_blocking: set[Exchange] = set()  # those that run in their callers' threads
+_logger = logging.getLogger(__name__)
 
 
-def abort_blocking() -> None:
-    """Ends the calls that run in their callers' threads; they raise PoolClosed. For a process that is about to leave.
+def deadline_in(seconds: float) -> float:
+    """The moment on `time.monotonic()` at which a call that starts now is over.
 
-    Threads: any.
+    The time that the running web request has waited for its server counts, as in `call_options`.
+
+    Raises:
+        InvalidRequest: that is not a number of seconds, at least 0.
     """
-    for exchange in list(_blocking):
-        exchange.abort("closing")
+    check_seconds(seconds)
+    request = current_request()
+    return time.monotonic() + (seconds if request is None else request.seconds_left(seconds))
 
 
 class Caller:
@@ -40,191 +53,226 @@ class Caller:
     Args:
         client: any object with blocking methods.
         pool: None for the process-wide pool of the size that `settings` give.
-        policy: None tries nothing again and has no breaker.
+        policy: None tries nothing again and has no guards.
+        abort: ends a call of the client's where nothing else does; see AsyncFacade.
 
-    Threads: any number of threads and event loops may call at once; after `close` they get PoolClosed.
+    Threads: any number of threads and event loops may call at once.
     """
 
+    rules = Rules(may_catch_end=False)
+    """What holds for the client's HTTP requests."""
+
     def __init__(
-        self, client: Any, pool: WorkerPool | None, settings: Settings, policy: Policy | None = None
+        self,
+        client: Any,
+        settings: Settings,
+        pool: WorkerPool | None = None,
+        policy: Policy | None = None,
+        abort: Callable[[EndedCall], object] | None = None,
     ) -> None:
+        if settings.use_async:
+            check_engine(settings.engine)
         self.client = client
         self.settings = settings
+        self.policy = policy
         self._pool = pool
-        self._policy = policy
+        self._abort = abort
+        self._guards = () if policy is None else policy.guards
         self.is_closed = False
-
-    def close(self) -> None:
-        """Refuses further calls; the pool and the client are not closed."""
-        self.is_closed = True
-
-    def until(self, deadline_s: float | None = None) -> float:
-        """The moment on `time.monotonic()` at which a call that starts now is over; None means LLM_DEADLINE_S."""
-        if deadline_s is None:
-            deadline_s = self.settings.deadline_s
-        if not deadline_s >= 0:  # also for nan
-            raise InvalidRequest(f"deadline_s is {deadline_s!r}: need seconds, at least 0.")
-        return time.monotonic() + deadline_s
 
     @property
     def pool(self) -> WorkerPool:
         """Where calls run."""
         return self._pool or default_pool(self.settings.max_workers, self.settings.queue_limit)
 
-    async def on_pool(self, judge: _Judge, deadline: float, method: str, /, *args: Any, **kwargs: Any) -> Any:
-        """Runs the client's method on the pool; returns or raises what `judge` does, or raises what the pool does."""
-        with self._reported(method, "async") as call:
+    def call(
+        self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any], deadline: float | None = None
+    ) -> Call:
+        """A call that begins now.
 
-            async def attempt() -> Any:
-                exchange = self._exchange(call, judge, deadline, method, args, kwargs)
-                with call.attempted(exchange):
-                    return await self.pool.run(exchange, deadline=deadline)
+        Args:
+            deadline: moment on `time.monotonic()`; None for that of `call_options`, or LLM_DEADLINE_S from now.
+        """
+        if deadline is None:
+            deadline_s = current_options().deadline_s
+            deadline = deadline_in(self.settings.deadline_s if deadline_s is None else deadline_s)
+        return Call(method, args, kwargs, time.monotonic(), deadline)
 
-            if self._policy is None:
-                return await attempt()
-            return await self._policy.run(attempt, deadline, self.pool.is_closed)
+    async def run(self, call: Call) -> Any:
+        """Runs the call on the pool, again after a failure where the policy says so.
 
-    def here(self, judge: _Judge, deadline: float, method: str, /, *args: Any, **kwargs: Any) -> Any:
-        """The same in the caller's thread, where the transport's reads keep the deadline; nothing is tried again."""
-        with self._reported(method, "sync") as call:
-            if deadline <= time.monotonic():
-                raise DeadlineExceeded("The call's time was over before it was started.")
-            exchange = self._exchange(call, judge, deadline, method, args, kwargs)
-            _blocking.add(exchange)
-            try:
-                with call.attempted(exchange):
-                    return exchange()
-            finally:
-                _blocking.discard(exchange)
+        With USE_ASYNC_DEEPSEEK=0 it is `run_here`, and waits for nothing.
 
-    @contextmanager
-    def _reported(self, method: str, mode: str) -> Iterator[_Call]:
-        """One call, from the breaker's leave to begin it to the report of its end."""
-        if self.is_closed:
-            raise PoolClosed("This client is closed.")
-        breaker = None if self._policy is None else self._policy.breaker
-        call, error, ticket = _Call(method), None, None
+        Raises:
+            DeepSeekError: of the last attempt that was sent, or what the pool or a guard raises.
+            ClientClosed: after `close`.
+            TypeError: the method gives a stream, and the call has nothing that takes it.
+        """
+        if call.take is None:
+            call.take = call.plain
+        if not self.settings.use_async:
+            return self.run_here(call)
+        error: BaseException | None = None
         try:
-            if breaker is not None:
-                ticket = breaker.enter()
-                call.before = functools.partial(breaker.check, ticket)
-            yield call
+            if (turn := later_turn()) is not None:
+                await turn
+            self._begin(call)
+            pool = self._pool or self.pool
+            run = self._engine(pool)
+            while True:
+                attempt = self._attempt(call)
+                try:
+                    result = await run(attempt, deadline=call.deadline)
+                except BaseException as exc:
+                    call.attempted(exc)
+                    wait_s = self._seconds_to_next(call, exc)
+                    if wait_s is None:
+                        raise
+                else:
+                    call.attempted(None)
+                    return result
+                await ending.back_off(wait_s)
         except BaseException as exc:
             error = exc
             raise
         finally:
-            if breaker is not None and ticket is not None:
-                breaker.leave(ticket, error, call.held_s(error), was_sent=call.requests > 0)
-            waited_s = time.monotonic() - call.began - call.ran_s
-            emit(CallFinished(method, mode, waited_s, call.ran_s, _code_of(error), call.usage, call.attempts))
+            call.end(error)
+            error = None  # its traceback holds this frame: a cycle, which would keep the prompt in memory
 
-    def _exchange(
-        self,
-        call: _Call,
-        judge: _Judge,
-        deadline: float,
-        method: str,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-    ) -> Exchange:
+    def run_here(self, call: Call) -> Any:
+        """Runs the call in this thread, once: in a slot of the pool, or without one under USE_ASYNC_DEEPSEEK=0.
+
+        Raises:
+            as `run`.
+        """
+        call.mode = "sync"
+        error: BaseException | None = None
+        try:
+            self._begin(call)
+            attempt = self._attempt(call)
+            try:
+                if self.settings.use_async:
+                    result = inline.run(self.pool, attempt, deadline=call.deadline)
+                else:
+                    with ending.unlimited(attempt):
+                        result = attempt()
+            except BaseException as exc:
+                call.attempted(exc)
+                raise
+            call.attempted(None)
+            return result
+        except BaseException as exc:
+            error = exc
+            raise
+        finally:
+            call.end(error)
+            error = None  # its traceback holds this frame: a cycle, which would keep the prompt in memory
+
+    def chunks_here(self, call: Call) -> Generator[Any, None, None]:
+        """The chunks of a call that gives a stream, each made in the thread that takes it: the rollback.
+
+        Raises:
+            as `run`.
+        """
+        call.mode, call.is_stream = "sync", True
+        error: BaseException | None = None
+        try:
+            self._begin(call)
+            try:
+                with ending.unlimited(self._attempt(call)) as attempt:
+                    yield from attempt.chunks()
+            except BaseException as exc:
+                call.attempted(exc)
+                raise
+            call.attempted(None)
+        except BaseException as exc:
+            error = exc
+            raise
+        finally:
+            call.end(error)
+            error = None  # its traceback holds this frame: a cycle, which would keep the prompt in memory
+
+    def outcome(self, attempt: Attempt) -> Any:
+        """What an attempt gave: here what the client itself says; runs in the attempt's thread.
+
+        Raises:
+            DeadlineExceeded, PoolClosed: it was ended, whatever the client made of that.
+        """
+        exchange = attempt.exchange
+        if exchange.aborted is not None or (attempt.raised is not None and exchange.is_late()):
+            raise failure_of_end(exchange) from attempt.raised
+        if attempt.raised is not None:
+            raise attempt.raised
+        return attempt.result
+
+    def _engine(self, pool: WorkerPool) -> Callable[..., Awaitable[Any]]:
+        """What runs the attempts, in slots of the pool."""
+        if (current_options().engine or self.settings.engine) == "loop" and sockets.are_watched():
+            from ..engines import loop  # greenlet is an extra
+
+            return functools.partial(loop.run, pool)
+        return pool.run
+
+    def _begin(self, call: Call) -> None:
+        if self.is_closed:
+            raise ClientClosed("This client was closed.")
+        if ending.is_ending:
+            ending.check()
+        if (request := current_request()) is not None:
+            request.admit(call)
+        if self.policy is not None:
+            self.policy.note_call()
+        call.begin(self._guards)
+
+    def _attempt(self, call: Call) -> Attempt:
         if self.settings.transport:
             adapter.install()
-        return Exchange(
-            method,
-            functools.partial(getattr(self.client, method), *args, **kwargs),
-            judge,
-            record=self.settings.transport,
-            deadline=deadline,
-            read_timeout_s=self.settings.read_timeout_s,
-            before=call.before,
+        exchange = Exchange(
+            call.deadline,
+            self.settings.read_timeout_s,
+            self.rules,
+            is_seen=self.settings.transport,
+            keeps_deadline=call.mode == "sync",  # otherwise the pool does
         )
+        exchange.client, exchange.method = self.client, call.method
+        if self._abort is not None:
+            exchange.on_abort = functools.partial(self._tell_client, call, exchange)
+        call.last = Attempt(self, call, exchange)
+        return call.last
 
+    def _tell_client(self, call: Call, exchange: Exchange) -> None:
+        """Has the client's own `abort` end the call; in a thread of its own, for it may block."""
+        ended = EndedCall(call.method, call.args, call.kwargs, exchange.thread_id, exchange.aborted or "")
 
-async def in_turns(
-    call: Callable[[Any], Awaitable[Any]],
-    items: Sequence[Any],
-    width: int,
-    failed: Callable[[Exception], Any],
-) -> list[Any]:
-    """Awaits `call(item)` for each item, at most `width` at a time; the results in the order of the items.
-
-    A call that finds the pool full leaves its item to those that are under way, if there are any.
-
-    Args:
-        failed: what stands in the place of a call that raised; what it raises itself cancels the rest.
-    """
-    waiting = deque(enumerate(items))
-    results: list[Any] = [None] * len(items)
-    under_way = 0
-
-    async def take_turns() -> None:
-        nonlocal under_way
-        while waiting:
-            place, item = waiting.popleft()
-            under_way += 1
+        def tell() -> None:
             try:
-                results[place] = await call(item)
-            except Exception as exc:
-                if isinstance(exc, Overloaded) and under_way > 1:
-                    waiting.appendleft((place, item))
-                    return
-                results[place] = failed(exc)
-                if isinstance(exc, (CircuitOpen, Overloaded)):
-                    # One after the other is refused at once: the loop has others to serve.
-                    await asyncio.sleep(0)
-            finally:
-                under_way -= 1
+                if self._abort is not None and exchange.ended is None:
+                    self._abort(ended)
+            except Exception:
+                _logger.exception("abort of %s failed", call.method)
 
-    tasks = [asyncio.ensure_future(take_turns()) for _ in range(min(width, len(items)))]
-    try:
-        await asyncio.gather(*tasks)
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-    return results
-
-
-class _Call:
-    """What a call came to so far, over its attempts."""
-
-    def __init__(self, method: str) -> None:
-        self.method = method
-        self.began = time.monotonic()
-        self.ran_s = 0.0
-        self.attempts = 0
-        self.requests = 0
-        self.before: Callable[[], None] | None = None  # each attempt: may it still be made?
-        self.usage: dict[str, Any] = {}
-
-    @contextmanager
-    def attempted(self, exchange: Exchange) -> Iterator[None]:
-        """Adds one attempt, unless it ended before a thread began it."""
-        error = None
         try:
-            yield
-        except BaseException as exc:
-            error = exc
-            raise
-        finally:
-            if exchange.began is not None:
-                self.attempts += 1
-                self.requests += exchange.requests
-                self.ran_s += (exchange.ended or time.monotonic()) - exchange.began
-                for name, number in exchange.usage.items():
-                    if type(number) is int:
-                        self.usage[name] = self.usage.get(name, 0) + number
-                emit(AttemptFinished(self.method, _code_of(error), exchange.usage))
+            threading.Thread(target=tell, name="llm-abort", daemon=True).start()
+        except RuntimeError:  # no more threads
+            _logger.warning("abort of %s was not called: no thread can be started", call.method)
 
-    def held_s(self, error: BaseException | None) -> float:
-        """Seconds in which it ran; of its whole time where that was used up, so that waiting hides no hanging API."""
-        is_over = isinstance(error, DeadlineExceeded) and self.attempts > 0
-        return time.monotonic() - self.began if is_over else self.ran_s
+    def _seconds_to_next(self, call: Call, error: BaseException) -> float | None:
+        """How long to wait before the call is tried again; None when it has failed.
 
-
-def _code_of(error: BaseException | None) -> str | None:
-    if error is None:
-        return None
-    if isinstance(error, DeepSeekError):
-        return error.code
-    return "cancelled" if isinstance(error, asyncio.CancelledError) else "unexpected"
+        A stream is never tried again: nobody can take back the chunks that were read.
+        """
+        if self.policy is None or call.is_stream or not isinstance(error, DeepSeekError):
+            return None
+        has_left = isinstance(error, CallerLeft)
+        was_refused = has_left or isinstance(error, (CircuitOpen, Overloaded))
+        if was_refused:
+            if not call.failures:
+                return None
+            error = call.failures[-1]  # nothing was sent: the call fails by what the attempt before it met
+        call.failures.append(error)
+        wait_s = None
+        if not has_left and not self.pool.is_closed():
+            wait_s = self.policy.seconds_to_next(call.failures, call.deadline)
+        if wait_s is None and was_refused:
+            raise error
+        return wait_s

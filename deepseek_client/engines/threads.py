@@ -1,80 +1,79 @@
-"""A bounded pool of threads that event loops can await.
+"""A bounded pool of threads that event loops can await, and that blocking callers share.
 
-The only module that knows executors. Two numbers bound it: `workers` threads run, `queue_limit` calls wait, and
-one more is refused at once. A slot (the right to be queued or running) belongs to the call's thread, not to its
-waiter: a waiter that gives up does not free a thread that still runs.
+The only module that knows executors.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import functools
+import logging
 import os
 import threading
 import time
 import weakref
-from collections import deque
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from typing import Any, TypeVar
+from collections.abc import Callable
+from typing import Any, NoReturn, TypeVar, cast
 
 from ..errors import DeadlineExceeded, DeepSeekError, Overloaded, PoolClosed
 from ..events import CallAborted, PoolChanged, emit
+from .admission import CLOSING, NOT_STARTED, Admission, Ticket
+from .daemons import DaemonExecutor, WorkItem, before_exit, wait_at_exit
 
-__all__ = ["WorkerPool", "close_default_pools", "default_pool"]
+__all__ = ["Job", "WorkerPool", "all_pools"]
 
 _T = TypeVar("_T")
+_logger = logging.getLogger(__name__)
 
-# How fast the queue drains is told by the last calls that ended, if they are as many and as recent as this.
-_MEASURED_CALLS = 10
-_MEASURED_WITHIN_S = 60.0
+_ADMITTED = {True: PoolChanged(busy=1), False: PoolChanged(queued=1)}
+_LEFT = {"granted": PoolChanged(busy=-1), "running": PoolChanged(busy=-1), "queued": PoolChanged(queued=-1)}
+_FOLLOWED, _REJECTED = PoolChanged(queued=-1, busy=1), PoolChanged(rejected=1)
+_WAITED = "%d calls waited up to %.1f s for one of %d workers: LLM_MAX_WORKERS is the number to raise"
 
 # The call that the running code is part of, also on an event loop that the call's thread waits for.
-_inside: contextvars.ContextVar[_Call | None] = contextvars.ContextVar("llm_call", default=None)
+_inside: contextvars.ContextVar[Job | None] = contextvars.ContextVar("llm_job", default=None)
 
 
 class WorkerPool:
-    """Runs blocking functions for any number of event loops, in turn and at once.
+    """Runs blocking functions for any number of event loops, in turn and at once, and admits blocking callers.
 
     A function may offer a method `abort(reason: str)`: the pool calls it, from another thread, when the function
     is running and nobody waits for it any more ("deadline", "cancelled", "closing"). It should make the function
     return soon and must not block or raise. Without it the function keeps its thread until it ends by itself.
 
     Args:
-        workers: threads, started as they are needed, at least 1.
-        queue_limit: calls that may wait for a thread, 0 for none.
+        workers: calls that run at once, each in a thread that is started when it is needed, at least 1.
+        queue_limit: calls that may wait for a slot, 0 for none.
 
     Threads: every method may be called from any thread and any event loop; `run` blocks none of them. After a
-    fork the child's pool is empty and open, whatever the parent's was doing.
+        fork the child's pool is empty and open, whatever the parent's was doing.
     """
 
     def __init__(self, workers: int, queue_limit: int) -> None:
-        if workers < 1 or queue_limit < 0:
-            raise ValueError(f"workers={workers}, queue_limit={queue_limit}: need at least 1 and at least 0")
-        self._workers = workers
-        self._queue_limit = queue_limit
+        self._admission = Admission(workers, queue_limit)  # guarded by _lock
         self._reset()
         _pools.add(self)
 
     def _reset(self) -> None:
-        self._changed = threading.Condition()
-        self._calls: set[_Call] = set()  # guarded by _changed; admitted and not ended
-        self._queued = 0  # guarded by _changed; slots of calls that wait
-        self._running = 0  # guarded by _changed; slots of calls that run
-        self._leaving = 0  # guarded by _changed; slots of running calls that nobody waits for any more
-        self._rejected = 0  # guarded by _changed
-        self._ran_s: deque[float] = deque(maxlen=_MEASURED_CALLS)  # guarded by _changed; of the last calls
-        self._last_ended = 0.0  # guarded by _changed
-        self._closed = False  # guarded by _changed
-        self._told = (0, 0, 0, 0)  # guarded by _changed; what PoolChanged events add up to
-        self._executor = ThreadPoolExecutor(self._workers, thread_name_prefix="llm-worker")
+        self._admission = Admission(self._admission.workers, self._admission.queue_limit)
+        self._lock = threading.RLock()  # taken by itself, which costs no Python function
+        self._changed = threading.Condition(self._lock)
+        self._jobs: set[Job] = set()  # guarded by _lock; admitted and not ended
+        self._closed = False  # guarded by _lock
+        self._was_told = False  # guarded by _lock; whether a PoolChanged has counted the workers
+        self._executor = DaemonExecutor(self._admission.workers, "llm-worker")
+
+    @property
+    def workers(self) -> int:
+        """How many calls run at once."""
+        return self._admission.workers
 
     async def run(
-        self, fn: Callable[..., _T], /, *args: Any, deadline: float | None = None, **kwargs: Any
+        self, function: Callable[..., _T], /, *args: Any, deadline: float | None = None, **kwargs: Any
     ) -> _T:
-        """Awaits `fn(*args, **kwargs)` on a worker thread, with a copy of the caller's contextvars.
+        """Awaits `function(*args, **kwargs)` on a worker thread, with a copy of the caller's contextvars.
 
         Called from inside of a call on the same pool, it borrows an idle worker. When there is none it gets no
         slot, for which it might wait for ever: the outer call's worker, which waits, is stood in for by one further
@@ -84,61 +83,54 @@ class WorkerPool:
             deadline: a moment on `time.monotonic()`; None waits without limit.
 
         Raises:
-            Overloaded: no slot is free, or by the pace of the last calls `fn` could not end before the deadline; it
-                was not called. Its `retry_after_s` is the time in which what waits now should be
-                done, None while that is not known.
-            DeadlineExceeded: the deadline passed, in the queue (`fn` was not called) or while `fn` ran.
-            PoolClosed: the pool was closed before `fn` was called or while it ran.
+            Overloaded: no slot is free, or by the pace of the last calls `function` could not end before the
+                deadline; it was not called.
+            DeadlineExceeded: the deadline passed, in the queue (`function` was not called) or while it ran.
+            PoolClosed: the pool was closed before `function` was called or while it ran.
+            RuntimeError: no asyncio event loop runs here; `function` was not called.
             asyncio.CancelledError: the waiting task was cancelled; a queued call is removed, a running one aborted.
         """
+        loop = asyncio._get_running_loop() or _no_loop()
         if deadline is not None and deadline <= time.monotonic():
-            raise DeadlineExceeded("The call's time was over before it was started.")
-        context = contextvars.copy_context()
-        work = functools.partial(context.run, fn, *args, **kwargs)
-        call = _Call(self, work, getattr(fn, "abort", None), deadline)
-        context.run(_inside.set, call)
-        executor = self._admit(call)
-        loop = asyncio.get_running_loop()
-        future: asyncio.Future[_T]
-        try:
-            future = loop.run_in_executor(executor, call)
-        except RuntimeError as exc:  # no more threads in this process, or closed meanwhile
-            self._leave(call)
-            raise call.error or Overloaded("No thread can be started for the call.") from exc
-        call.notify = functools.partial(loop.call_soon_threadsafe, future.cancel)
-        if call.error is not None:  # closed before it could be notified
-            future.cancel()
-        # What asyncio.wait does, for one future: cancelling the task must not be taken for the future's end.
-        waiter = loop.create_future()
-        future.add_done_callback(lambda _: _wake(waiter))
+            raise DeadlineExceeded(NOT_STARTED)
+        job = Job(
+            self, functools.partial(function, *args, **kwargs), getattr(function, "abort", None), deadline
+        )
+        job.future = loop.create_future()
+        job.notify = functools.partial(loop.call_soon_threadsafe, _wake, job.future)
+        waiter = self._start(job, loop)
         timer = None if deadline is None else loop.call_later(deadline - time.monotonic(), _wake, waiter)
         try:
             await waiter
         except asyncio.CancelledError:
-            self._give_up(call, "cancelled")
-            future.cancel()
+            self.give_up(job, "cancelled")
             raise
         finally:
+            job.notify = None
             if timer is not None:
                 timer.cancel()
-        if not future.done():
-            self._give_up(call, "deadline")
-            future.cancel()
+        outcome, job.outcome = job.outcome, None
+        if job.error is not None:  # whatever the function made of its end
+            raise job.error
+        if outcome is None:
+            self.give_up(job, "deadline")
             raise DeadlineExceeded("The call's time is over.")
-        if call.error is not None and (future.cancelled() or future.exception() is not None):
-            raise call.error
-        return future.result()
+        result, error = outcome
+        if error is None:
+            return result  # type: ignore[no-any-return]
+        try:
+            raise error
+        finally:
+            del outcome, error  # the traceback holds this frame: a cycle
 
     def stats(self) -> dict[str, int]:
         """Counts of this moment: workers, busy, queued, queue_limit, rejected (since the start)."""
-        with self._changing():
-            return {
-                "workers": self._workers,
-                "busy": self._running,
-                "queued": self._queued,
-                "queue_limit": self._queue_limit,
-                "rejected": self._rejected,
-            }
+        with self._lock:
+            return self._admission.stats()
+
+    def has_room(self) -> bool:
+        """Whether a slot or a place in the queue is free at this moment."""
+        return self._admission.has_room()
 
     def is_closed(self) -> bool:
         """Whether it refuses new calls."""
@@ -149,121 +141,221 @@ class WorkerPool:
 
         Idempotent. Blocks the calling thread for at most `grace_s`.
         """
-        with self._changed:
+        with self._lock:
             self._closed = True
-            self._changed.wait_for(lambda: not self._calls, timeout=grace_s)
-            rest = list(self._calls)
-            for call in rest:
-                call.error = PoolClosed("The service is shutting down.")
-        for call in rest:
-            self._give_up(call, "closing")
-            call.tell_waiter()
+            self._changed.wait_for(lambda: not self._jobs, timeout=grace_s)
+            rest = list(self._jobs)
+            for job in rest:
+                job.error = PoolClosed(CLOSING)
+        for job in rest:
+            self.give_up(job, "closing")
+            job.tell_waiter()
         self._executor.shutdown(wait=False)
 
-    @contextmanager
-    def _changing(self) -> Iterator[None]:
-        """Holds the lock, and reports after it what has changed."""
-        told = now = self._told
+    def _start(self, job: Job, loop: asyncio.AbstractEventLoop) -> asyncio.Future[None]:
+        """Has the job run by a thread, at once or when it is its turn; gives what wakes its waiter."""
+        waiter: asyncio.Future[None] = job.future
+        if not self.admit(job):
+            return waiter
         try:
-            with self._changed:
-                try:
-                    yield
-                finally:
-                    told, now = self._told, (self._workers, self._running, self._queued, self._rejected)
-                    self._told = now
-        finally:
-            if now != told:
-                emit(PoolChanged(*(new - old for new, old in zip(now, told, strict=True))))
+            return loop.run_in_executor(job.executor, job)
+        except RuntimeError as exc:  # no more threads, closed meanwhile, or Python is about to end
+            self.finish(job)
+            raise self._why_not_started(exc) from exc
 
-    def _admit(self, call: _Call) -> ThreadPoolExecutor:
-        """Gives the call a slot, and says which threads run it."""
-        with self._changing():
-            if self._closed:
-                raise PoolClosed("The service is shutting down.")
-            taken = self._queued + self._running
-            outer = call.outer_on_locked(self)
-            if taken >= self._workers and outer is not None:
-                self._calls.add(call)
-                return outer.deputy_locked()
-            if taken >= self._workers:
-                self._check_queue_locked(call)
-            call.slots = 1
-            self._queued += 1
-            self._calls.add(call)
-            return self._executor
+    def _why_not_started(self, exc: RuntimeError) -> DeepSeekError:
+        """What a job fails with for which the executor starts no thread."""
+        if self._closed or "shutdown" in str(exc):
+            return PoolClosed(CLOSING)
+        return Overloaded("No thread can be started for the call.")
 
-    def _check_queue_locked(self, call: _Call) -> None:
-        """Raises Overloaded if the call finds no place in the queue, or none that helps."""
-        waiting = self._queued + self._running - self._workers
-        pace_s, wait_s, reason = self._pace_locked(), None, None
-        if pace_s is not None:
-            # A call that was given up frees its worker in a moment.
-            wait_s = max(0, waiting + 1 - self._leaving) * pace_s / self._workers
-        if waiting >= self._queue_limit:
-            reason = f"{self._queue_limit} calls wait already"
-        elif pace_s and wait_s and call.deadline and time.monotonic() + wait_s + pace_s > call.deadline:
-            reason = f"by their pace this call would not end in time after {waiting} that wait"
-        if reason is not None:
-            self._rejected += 1
-            raise Overloaded(f"All {self._workers} workers are busy and {reason}.", retry_after_s=wait_s)
+    def admit(self, job: Job) -> bool:
+        """Gives the job a slot, or a place in the queue and False."""
+        try:
+            with self._lock:
+                if self._closed:
+                    raise PoolClosed(CLOSING)
+                news = None if self._was_told else PoolChanged(workers=self._admission.workers)
+                self._was_told = True
+                outer = None if job.outer is None else job.outer_on_locked(self)
+                if outer is not None and self._admission.running >= self._admission.workers:
+                    job.slots, job.state, job.executor = 0, "granted", outer.deputy_locked()
+                    self._jobs.add(job)
+                    return True
+                has_slot = self._admission.admit(job)
+                self._jobs.add(job)
+        except Overloaded:
+            emit(_REJECTED)
+            raise
+        if news is not None:
+            emit(news)
+        emit(_ADMITTED[has_slot])
+        return has_slot
 
-    def _pace_locked(self) -> float | None:
-        """How long a call runs, by the last ones that ended; None if they are too few or too long ago."""
-        is_recent = time.monotonic() - self._last_ended < _MEASURED_WITHIN_S
-        if len(self._ran_s) < _MEASURED_CALLS or not is_recent:
-            return None
-        return sum(self._ran_s) / _MEASURED_CALLS
+    def _begin(self, job: Job) -> None:
+        """The thread that runs the job is there; raises if nobody waits for it any more."""
+        with self._lock:
+            if job.error is not None:
+                raise job.error
+            if job.state == "queued":  # it waited in its own thread until its time was over
+                raise DeadlineExceeded(NOT_STARTED)
+            if job.state != "granted":
+                raise asyncio.CancelledError
+            self._admission.begin(job)
 
-    def _start(self, call: _Call) -> bool:
-        """Whether somebody still waits for the queued call, which runs from now on."""
-        with self._changing():
-            if call not in self._calls or call.error is not None:
-                return False
-            call.began = time.monotonic()
-            if call.deadline is not None and call.began >= call.deadline:  # its waiter is about to notice
-                call.error = DeadlineExceeded("The call's time was over before it was started.")
-                self._leave_locked(call)
-                return False
-            call.running = True
-            self._queued -= call.slots
-            self._running += call.slots
-            return True
-
-    def _leave(self, call: _Call) -> None:
-        with self._changing():
-            self._leave_locked(call)
-
-    def _leave_locked(self, call: _Call) -> None:
-        if call not in self._calls:  # left before, or belongs to the parent of this process
-            return
-        self._calls.remove(call)
-        if call.running:
-            call.running = False
-            self._running -= call.slots
-            if call.given_up:
-                self._leaving -= call.slots
-            if call.slots:
-                self._last_ended = time.monotonic()
-                ran_s = self._last_ended - call.began
-                # One that was cut short would have run for longer, at least as long as the others.
-                self._ran_s.append(max(ran_s, self._pace_locked() or 0) if call.given_up else ran_s)
-        else:
-            self._queued -= call.slots
-        call.work = None  # the executor keeps the husk until a thread is free; not the prompt with it
-        self._changed.notify_all()
-
-    def _give_up(self, call: _Call, reason: str) -> None:
-        """Frees the slot of a queued call; aborts a running one, whose thread will free its slot."""
-        with self._changing():
-            if not call.running:
-                self._leave_locked(call)
-            if not call.running or call.given_up:
-                return
-            call.given_up = True
-            self._leaving += call.slots
-        if call.abort is not None:
-            call.abort(reason)
+    def give_up(self, job: Job, reason: str) -> None:
+        """Frees what a waiting job holds; aborts a running one, whose thread will free its slot."""
+        with self._lock:
+            was_given_up = job.given_up
+            is_running = self._admission.give_up(job)
+        if not is_running:
+            self.finish(job)
+        elif job.abort is not None and not was_given_up:
+            job.abort(reason)
             emit(CallAborted(reason))
+
+    def finish(self, job: Job) -> None:
+        """The job has left its slot or the queue; the next one gets its turn, or the one after it."""
+        following = self._release(job)
+        while following is not None and not following.take_turn(self._executor):
+            refused, following = following, self._release(following)
+            refused.tell_waiter()
+
+    def _release(self, job: Job) -> Job | None:
+        """Frees what the job holds; returns the one that has the slot now."""
+        with self._lock:
+            if job not in self._jobs:  # finished before, or belongs to the parent of this process
+                return None
+            self._jobs.remove(job)
+            news = _LEFT[job.state] if job.slots else None
+            following = cast("Job | None", self._admission.end(job))
+            waits = self._admission.waits_to_tell() if self._admission.waits else None
+            job.function = None  # the executor keeps the husk until a thread is free; not the prompt with it
+            self._changed.notify_all()
+        if news is not None:
+            emit(news)
+        if following is not None:
+            emit(_FOLLOWED)
+        if waits is not None:
+            _logger.warning(_WAITED, *waits, self._admission.workers)
+        return following
+
+
+class Job(Ticket, WorkItem):
+    """One admitted call of a pool, from its slot to its thread's end.
+
+    Attributes:
+        lets_pass: what of the function's errors reaches the waiter as it is. SystemExit and its like would end the
+            event loop that waits, and become a RuntimeError; a caller's own thread may end by them.
+
+    Threads: as Ticket; `run` is called by the one thread that runs it.
+    """
+
+    lets_pass: tuple[type[BaseException], ...] = (Exception,)
+
+    def __init__(
+        self,
+        pool: WorkerPool,
+        function: Callable[[], Any],
+        abort: Callable[[str], None] | None,
+        deadline: float | None,
+    ) -> None:
+        self.deadline = deadline
+        self.pool = pool
+        self.function: Callable[[], Any] | None = function  # guarded by pool._lock; None once it ended
+        self.abort = abort
+        self.error: DeepSeekError | None = None  # guarded by pool._lock
+        self.notify: Callable[[], Any] | None = None
+        self.executor = pool._executor
+        self.turn: threading.Event | None = None  # of a caller that waits in its own thread
+        self._deputy: DaemonExecutor | None = None  # guarded by pool._lock
+        # What the function gave or raised, for the event loop that waits.
+        self.outcome: tuple[Any, BaseException | None] | None = None
+        self.outer = _inside.get()
+        while self.outer is not None and self.outer.state != "running":  # ended: its code went on elsewhere
+            self.outer = self.outer.outer
+        self.context = contextvars.copy_context()
+        self.context.run(_inside.set, self)
+
+    def outer_on_locked(self, pool: WorkerPool) -> Job | None:
+        """The running job on this pool that waits for this one, if there is one."""
+        outer = self.outer
+        while outer is not None and (outer not in pool._jobs or outer.function is None):
+            outer = outer.outer
+        return outer
+
+    def deputy_locked(self) -> DaemonExecutor:
+        """The thread that stands in for this job's own, for the calls inside of it."""
+        if self._deputy is None:
+            self._deputy = DaemonExecutor(1, "llm-deputy")
+        return self._deputy
+
+    def take_turn(self, executor: DaemonExecutor) -> bool:
+        """Lets its own thread go on, or has one of the pool run it; False if none can be started, as `error` says."""
+        try:
+            if self.turn is not None:
+                self.turn.set()
+            else:
+                executor.submit(self)
+            return True
+        except RuntimeError as exc:  # no more threads in this process, or closed meanwhile
+            with self.pool._lock:
+                self.error = self.error or self.pool._why_not_started(exc)
+            return False
+
+    def run(self) -> Any:
+        """Runs the function in this thread, and leaves the slot."""
+        function = self.function
+        try:
+            self.pool._begin(self)
+            assert function is not None
+            try:
+                return self.context.run(function)
+            except StopIteration as exc:  # asyncio cannot carry it: the waiter would never wake
+                raise RuntimeError("the call raised StopIteration") from exc
+            except BaseException as exc:
+                if isinstance(exc, self.lets_pass):
+                    raise
+                raise RuntimeError(f"the call raised {type(exc).__name__}") from exc
+        finally:
+            if self._deputy is not None:
+                with self.pool._lock:
+                    self.function = None  # from now on no nested call finds it
+                # The slot stays taken while a nested call that was given up still runs.
+                self._deputy.shutdown(wait=True, cancel_futures=True)
+            # Before the waiter hears of the result, so that it finds the slot free.
+            self.pool.finish(self)
+            del self.context  # which refers to the job: as a cycle it would stay in memory until a collection
+
+    def tell_waiter(self) -> None:
+        """Wakes whoever waits for the job, if its event loop still runs."""
+        notify = self.notify
+        if notify is not None:
+            with contextlib.suppress(RuntimeError):  # its loop is closed: nobody waits
+                notify()
+
+    def __call__(self) -> None:
+        """Runs the function in a thread of an executor, and hands what comes of it to the event loop that waits."""
+        try:
+            self._hand_over((self.run(), None))
+        except BaseException as exc:
+            self._hand_over((None, exc))
+
+    def cancel(self) -> None:
+        """No thread will run it: the executor was shut down."""
+        self.pool.finish(self)
+        self._hand_over((None, asyncio.CancelledError()))
+
+    def _hand_over(self, outcome: tuple[Any, BaseException | None]) -> None:
+        if self.notify is not None:  # or nobody waits any more, and the outcome would stay in memory
+            self.outcome = outcome
+            self.tell_waiter()
+
+
+def _no_loop() -> NoReturn:
+    raise RuntimeError(
+        "an awaited call needs asyncio's event loop: use asyncio.run(), or call the blocking method"
+    )
 
 
 def _wake(waiter: asyncio.Future[None]) -> None:
@@ -271,101 +363,22 @@ def _wake(waiter: asyncio.Future[None]) -> None:
         waiter.set_result(None)
 
 
-class _Call:
-    """One admitted call, from its slot to its thread's end."""
-
-    def __init__(
-        self,
-        pool: WorkerPool,
-        work: Callable[[], Any],
-        abort: Callable[[str], None] | None,
-        deadline: float | None,
-    ) -> None:
-        self.pool = pool
-        self.work: Callable[[], Any] | None = work  # guarded by pool._changed; None once it ended
-        self.abort = abort
-        self.deadline = deadline
-        self.began = 0.0  # guarded by pool._changed
-        self.given_up = False  # guarded by pool._changed; nobody waits for it any more
-        self.slots = 0  # how many it takes: 0 when its caller's worker stands in
-        self.running = False  # guarded by pool._changed
-        self.error: DeepSeekError | None = None  # guarded by pool._changed
-        self.notify: Callable[[], Any] | None = None
-        self.deputy: ThreadPoolExecutor | None = None  # guarded by pool._changed
-        self.outer = _inside.get()
-        while self.outer is not None and not self.outer.running:  # ended: its code went on elsewhere
-            self.outer = self.outer.outer
-
-    def outer_on_locked(self, pool: WorkerPool) -> _Call | None:
-        """The running call on this pool that waits for this one, if there is one."""
-        outer = self.outer
-        while outer is not None and (outer not in pool._calls or outer.work is None):
-            outer = outer.outer
-        return outer
-
-    def deputy_locked(self) -> ThreadPoolExecutor:
-        if self.deputy is None:
-            self.deputy = ThreadPoolExecutor(1, thread_name_prefix="llm-deputy")
-        return self.deputy
-
-    def __call__(self) -> Any:
-        work = self.work
-        if work is None or not self.pool._start(self):
-            raise self.error or asyncio.CancelledError()
-        try:
-            return work()
-        except Exception as exc:
-            if isinstance(exc, StopIteration):  # asyncio cannot carry it: the waiter would never wake
-                raise RuntimeError("the call raised StopIteration") from exc
-            raise
-        except BaseException as exc:  # SystemExit and its like would end the waiter's event loop
-            raise RuntimeError(f"the call raised {type(exc).__name__}") from exc
-        finally:
-            with self.pool._changed:
-                self.work = None  # from now on no nested call finds it
-            # The slot stays taken while a nested call that was given up still runs.
-            if self.deputy is not None:
-                self.deputy.shutdown(wait=True, cancel_futures=True)
-            # Before the waiter hears of the result, so that it finds the slot free.
-            self.pool._leave(self)
-
-    def tell_waiter(self) -> None:
-        if self.notify is not None:
-            try:
-                self.notify()
-            except RuntimeError:  # its loop is closed: nobody waits
-                pass
-
-
 _pools: weakref.WeakSet[WorkerPool] = weakref.WeakSet()
-_defaults: dict[tuple[int, int], WorkerPool] = {}  # guarded by _defaults_lock
-_defaults_lock = threading.Lock()
 
 
-def default_pool(workers: int, queue_limit: int) -> WorkerPool:
-    """The process-wide pool of this size, made at the first request. A closed one stays closed.
-
-    Threads: any.
-    """
-    with _defaults_lock:
-        pool = _defaults.get((workers, queue_limit))
-        if pool is None:
-            pool = _defaults[workers, queue_limit] = WorkerPool(workers, queue_limit)
-        return pool
+def all_pools() -> list[WorkerPool]:
+    """Returns the pools of this process, for whoever ends it."""
+    return list(_pools)
 
 
-def close_default_pools(grace_s: float = 0.0) -> None:
-    """Closes the process-wide pools, for a process that is about to leave. See WorkerPool.close."""
-    with _defaults_lock:
-        pools = list(_defaults.values())
-    for pool in pools:
-        pool.close(grace_s)
+@before_exit
+def _wait_for_calls() -> None:
+    for pool in all_pools():
+        wait_at_exit(pool._changed, pool._jobs, pool._executor)
 
 
 def _after_fork_in_child() -> None:
     # Neither the parent's threads nor the owners of its locks exist here.
-    global _defaults_lock
-    _defaults_lock = threading.Lock()
     for pool in _pools:
         pool._reset()
 

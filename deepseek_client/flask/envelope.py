@@ -1,43 +1,80 @@
-"""What every request and every answer has: an id, its place in the metrics, and headers for the browser."""
+"""What every request has: an id, and its place in the metrics.
+
+Flask's signals come before the first and after the last of an application's own hooks, whenever those were registered.
+"""
 
 from __future__ import annotations
 
 import time
+from typing import Any
 
-from flask import Flask, Response, g, request
+from flask import (
+    Flask,
+    Response,
+    appcontext_pushed,
+    g,
+    request,
+    request_finished,
+    request_started,
+    request_tearing_down,
+)
 
 from deepseek_client import events, request_id
 
-__all__ = ["init_app"]
+from .arrival import seconds_queued
 
-# The answers are data for programs, and say what a player typed: nothing to render, to embed or to keep.
-_HEADERS = {
-    "Cache-Control": "no-store",
-    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
-    "Referrer-Policy": "no-referrer",
-    "X-Content-Type-Options": "nosniff",
-}
+__all__ = ["count_requests", "give_ids", "name_route"]
+
+_HEADER = "X-Request-ID"
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
 
-def init_app(app: Flask) -> None:
-    """Gives each request an id (X-Request-ID, the caller's or a new one), and counts it by its route."""
-    app.before_request(_open)
-    app.after_request(_seal)
-    app.teardown_request(lambda _: request_id.forget())
+def give_ids(app: Flask) -> None:
+    """Gives each request an id, the caller's X-Request-ID or a new one; an answer that has one keeps its own."""
+    request_started.connect(_accept_id, app)
+    appcontext_pushed.connect(_resume_id, app)
+    request_finished.connect(_answer_id, app)
+    request_tearing_down.connect(_forget_id, app)
 
 
-def _open() -> None:
-    g.began = time.monotonic()
-    g.request_id = request_id.accept(request.headers.get("X-Request-ID"))
+def count_requests(app: Flask) -> None:
+    """Reports each answer, by its route, as an event for the metrics."""
+    request_started.connect(_begin, app)
+    request_finished.connect(_report, app)
 
 
-def _seal(response: Response) -> Response:
-    response.headers["X-Request-ID"] = g.request_id
-    for name, value in _HEADERS.items():
-        response.headers.setdefault(name, value)
+def name_route(route: str) -> None:
+    """Says under which name the running request is counted; without it, under the pattern of its route."""
+    g._deepseek_route = route
+
+
+def _accept_id(_: Flask, **__: Any) -> None:
+    g._deepseek_id = request_id.accept(request.headers.get(_HEADER))
+
+
+def _resume_id(_: Flask, **__: Any) -> None:
+    # An answer under `stream_with_context` is made after the request's end: Flask brings its context back.
+    if "_deepseek_id" in g:
+        request_id.accept(g._deepseek_id)
+
+
+def _answer_id(_: Flask, response: Response, **__: Any) -> None:
+    response.headers.setdefault(_HEADER, g._deepseek_id)
+
+
+def _forget_id(_: Flask, **__: Any) -> None:
+    request_id.forget()
+
+
+def _begin(_: Flask, **__: Any) -> None:
+    g._deepseek_began = time.monotonic()
+    g._deepseek_queued_s = seconds_queued(request.environ)
+
+
+def _report(_: Flask, response: Response, **__: Any) -> None:
     # A bounded set of labels, whatever strangers ask for.
-    route = request.url_rule.rule if request.url_rule is not None else "unmatched"
+    pattern = request.url_rule.rule if request.url_rule is not None else "unmatched"
+    route = g.get("_deepseek_route", pattern)
     method = request.method if request.method in _METHODS else "other"
-    events.emit(events.RequestFinished(method, route, response.status_code, time.monotonic() - g.began))
-    return response
+    took_s = time.monotonic() - g._deepseek_began
+    events.emit(events.RequestFinished(method, route, response.status_code, took_s, g._deepseek_queued_s))

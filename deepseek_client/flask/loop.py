@@ -6,15 +6,22 @@ import asyncio
 import contextvars
 import functools
 import os
+import sys
 import threading
 from collections.abc import Callable, Coroutine
+from concurrent.futures import Future
 from typing import Any
 
 from flask import Flask
 
-__all__ = ["SharedLoop"]
+from ..fork_safe import ForkSafeLock
+
+__all__ = ["SharedLoop", "finish", "run_on_shared_loop", "start_on_shared_loop", "take_over"]
 
 _UNSET = object()
+
+# What a coroutine returned, what it raised, and the context that it left behind.
+_Outcome = tuple[Any, BaseException | None, contextvars.Context]
 
 
 class SharedLoop:
@@ -46,35 +53,44 @@ class SharedLoop:
 
         @functools.wraps(func)
         def run(*args: Any, **kwargs: Any) -> Any:
-            return _run(func(*args, **kwargs))
+            return run_on_shared_loop(func(*args, **kwargs))
 
         return run
 
 
-def _run(coroutine: Coroutine[Any, Any, Any]) -> Any:
+def run_on_shared_loop(coroutine: Coroutine[Any, Any, Any]) -> Any:
+    """Runs the coroutine on the process's loop, with the calling thread's contextvars, and blocks for its result.
+
+    Raises:
+        RuntimeError: the calling thread is the loop's own and would wait for itself.
+
+    Threads: any but the loop's own.
+    """
     loop = _process_loop()
-    if threading.current_thread() is _thread:
+    if asyncio._get_running_loop() is loop:
         coroutine.close()
         raise RuntimeError("an async view cannot block on the event loop that runs it: await it instead")
     future = None
     try:
-        future = asyncio.run_coroutine_threadsafe(_finish(coroutine), loop)
-        result, error, context = future.result()
+        future = asyncio.run_coroutine_threadsafe(finish(coroutine), loop)
+        outcome = future.result()
     except BaseException:  # this thread is being ended, e.g. by gunicorn's SystemExit: nobody waits any more
         if future is not None:
             future.cancel()
         raise
-    for variable, value in context.items():
-        if variable.get(_UNSET) is not value:
-            variable.set(value)
-    if error is not None:
-        raise error
-    return result
+    return take_over(outcome)
 
 
-async def _finish(
-    coroutine: Coroutine[Any, Any, Any],
-) -> tuple[Any, BaseException | None, contextvars.Context]:
+def start_on_shared_loop(coroutine: Coroutine[Any, Any, Any]) -> Future[Any]:
+    """Begins the coroutine on the process's loop, with the calling thread's contextvars; waits for nothing.
+
+    Threads: any.
+    """
+    return asyncio.run_coroutine_threadsafe(coroutine, _process_loop())
+
+
+async def finish(coroutine: Coroutine[Any, Any, Any]) -> _Outcome:
+    """Awaits the coroutine; returns also what it raised, but for a cancellation. `take_over` unpacks it."""
     result, error = None, None
     task = asyncio.current_task()
     if task is not None:  # in asyncio's debug mode the log names a task that blocks the loop
@@ -88,34 +104,50 @@ async def _finish(
     return result, error, contextvars.copy_context()
 
 
-_lock = threading.Lock()
+def take_over(outcome: _Outcome) -> Any:
+    """Sets the contextvars that the coroutine has set in the calling thread too; returns or raises as it did."""
+    result, error, context = outcome
+    for variable, value in context.items():
+        if variable.get(_UNSET) is not value:
+            variable.set(value)
+    if error is not None:
+        raise error
+    return result
+
+
+_lock = ForkSafeLock()
 _loop: asyncio.AbstractEventLoop | None = None  # guarded by _lock
-_thread: threading.Thread | None = None  # guarded by _lock
+_owner_pid = 0  # guarded by _lock
 _of_parents: list[asyncio.AbstractEventLoop] = []  # kept: collecting one would touch its parent's descriptors
 
 
 def _process_loop() -> asyncio.AbstractEventLoop:
-    global _loop, _thread
-    if _loop is None:
-        with _lock:
-            if _loop is None:
-                loop = asyncio.new_event_loop()
-                # A daemon: an idle loop must not keep a process alive.
-                thread = threading.Thread(target=loop.run_forever, name="shared-loop", daemon=True)
-                try:
-                    thread.start()
-                except RuntimeError:  # no more threads in this process
-                    loop.close()
-                    raise
-                _loop, _thread = loop, thread
-    return _loop
+    global _loop, _owner_pid
+    if _loop is not None and _owner_pid == os.getpid():
+        return _loop
+    with _lock:
+        if _loop is not None and _owner_pid != os.getpid():
+            _of_parents.append(_loop)
+            _loop = None
+        if _loop is None:
+            # Made in its own thread: under gevent its selector belongs to the thread that made it.
+            made: Future[asyncio.AbstractEventLoop] = Future()
+            _start_thread(_serve, made)
+            _owner_pid, _loop = os.getpid(), made.result()
+        return _loop
 
 
-def _after_fork_in_child() -> None:
-    global _loop, _thread, _lock
-    if _loop is not None:
-        _of_parents.append(_loop)
-    _loop, _thread, _lock = None, None, threading.Lock()
+def _start_thread(target: Callable[..., None], *args: Any) -> None:
+    monkey = sys.modules.get("gevent.monkey")
+    if monkey is not None and monkey.is_module_patched("threading"):
+        # A patched thread is a greenlet: the loop would count as running for all else on its real thread.
+        monkey.get_original("_thread", "start_new_thread")(target, args)
+    else:
+        # A daemon: an idle loop must not keep a process alive.
+        threading.Thread(target=target, args=args, name="shared-loop", daemon=True).start()
 
 
-os.register_at_fork(after_in_child=_after_fork_in_child)
+def _serve(made: Future[asyncio.AbstractEventLoop]) -> None:
+    loop = asyncio.new_event_loop()
+    made.set_result(loop)
+    loop.run_forever()

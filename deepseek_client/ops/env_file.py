@@ -9,9 +9,10 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from dotenv import dotenv_values
 from dotenv.parser import parse_stream
 
+from ..errors import ConfigError
+from ..settings_file import env_text, values_in
 from .refusal import Refusal
 
 __all__ = ["VARIABLE", "EnvFile", "with_value"]
@@ -59,7 +60,7 @@ class EnvFile:
     """A .env as it was when this was built; a link is followed, so that its target is what changes.
 
     Attributes:
-        values: what python-dotenv reads from it, {} if there is no file.
+        values: what it assigns, {} if there is no file.
         backup: where `write` leaves the old content.
 
     Raises:
@@ -71,15 +72,12 @@ class EnvFile:
     def __init__(self, path: str = ".env") -> None:
         self._path = Path(os.path.realpath(path))
         self.backup = self._path.with_name(self._path.name + ".bak")
-        self._exists = os.path.lexists(self._path)
         try:
-            if self._exists and not self._path.is_file():
-                raise Refusal(f"{self._path} is not a file", exit_code=2)
-            self._text = self._path.read_bytes().decode() if self._exists else ""
-        except OSError as error:
-            raise Refusal(f"cannot read {self._path}: {error.strerror}", exit_code=2) from None
-        except UnicodeDecodeError:
-            raise Refusal(f"cannot read {self._path}: it is not UTF-8", exit_code=2) from None
+            text = env_text(path)
+        except ConfigError as error:
+            raise Refusal(str(error), exit_code=2) from None
+        self._exists = text is not None
+        self._text = text or ""
         self._hold(self._text)
 
     def write(self, value: str, owner: tuple[int, int]) -> None:
@@ -119,7 +117,7 @@ class EnvFile:
 
     def _hold(self, text: str) -> None:
         self._written = text
-        self.values = dotenv_values(stream=io.StringIO(text))
+        self.values = values_in(text)
 
 
 def _replace(path: Path, text: str, model: Path | None, owner: tuple[int, int] = (-1, -1)) -> None:

@@ -1,4 +1,4 @@
-"""The command ``python -m deepseek_client.sandbox``."""
+"""The command `deepseek-client sandbox`, and `python -m deepseek_client.sandbox`."""
 
 from __future__ import annotations
 
@@ -10,19 +10,14 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Sequence
-from typing import NoReturn
 
+from ..command_line import Parser
 from .config import SandboxConfig
 from .server import SandboxServer
 
 __all__ = ["main"]
 
 _STDIN = 0
-
-
-class _OneLineParser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"sandbox: error: {message}\n")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -48,8 +43,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _OneLineParser(
-        prog="python -m deepseek_client.sandbox",
+    parser = Parser(
+        prog="deepseek-client sandbox",
         description="Serve the DeepSeek API on loopback with canned replies. This is not DeepSeek.",
         epilog="Exit codes: 0 stopped, 1 the address cannot be bound, 2 wrong arguments.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
@@ -89,7 +84,7 @@ async def _serve(server: SandboxServer, exit_on_eof: bool) -> int:
     except OSError as exc:
         reason = os.strerror(exc.errno) if exc.errno else exc
         address = f"{server.config.host}:{server.config.port}"
-        print(f"sandbox: error: cannot listen on {address}: {reason}", file=sys.stderr)
+        print(f"sandbox: cannot listen on {address}: {reason}", file=sys.stderr)
         return 1
     try:
         print(

@@ -26,6 +26,9 @@ class ChatRequest(NamedTuple):
         effort: None when thinking is off.
         max_tokens: None when the request sets no limit.
         json_mode: content that is not a JSON object is to be blanked.
+        is_streamed: the reply goes out in chunks.
+        has_usage: the chunks of a stream end with one that counts the tokens.
+        tool: name of the function that the model must call; None when it may answer.
     """
 
     model: str
@@ -34,6 +37,9 @@ class ChatRequest(NamedTuple):
     effort: str | None
     max_tokens: int | None
     json_mode: bool
+    is_streamed: bool = False
+    has_usage: bool = False
+    tool: str | None = None
 
 
 def read_chat(body: bytes) -> ChatRequest:
@@ -55,9 +61,11 @@ def read_chat(body: bytes) -> ChatRequest:
         check = _PARAMETERS.get(name)
         if check is not None and value is not None:
             check(name, value)
-    if payload.get("stream"):
-        raise Refusal(400, 'stream: the sandbox does not stream; send the request without "stream": true')
-    return ChatRequest(model, prompt, context, effort, payload.get("max_tokens"), json_mode)
+    is_streamed = bool(payload.get("stream"))
+    return ChatRequest(
+        model, prompt, context, effort, payload.get("max_tokens"), json_mode, is_streamed,
+        _read_stream_options(payload.get("stream_options"), is_streamed), _read_tool(payload)
+    )  # fmt: skip
 
 
 def read_chat_leniently(body: bytes) -> ChatRequest:
@@ -79,8 +87,9 @@ def read_chat_leniently(body: bytes) -> ChatRequest:
     ]
     prompt = texts[-1] if texts else ""
     return ChatRequest(
-        model if isinstance(model, str) else "deepseek-flash", prompt, "\n".join(texts), None, None, False
-    )
+        model if isinstance(model, str) else "deepseek-flash", prompt, "\n".join(texts), None, None, False,
+        payload.get("stream") is True
+    )  # fmt: skip
 
 
 def _payload(body: bytes) -> dict[str, Any]:
@@ -154,6 +163,40 @@ def _read_json_mode(response_format: object) -> bool:
             400, f"response_format.type: unknown variant `{kind}`, expected one of {', '.join(_FORMATS)}"
         )
     return kind == "json_object"
+
+
+def _read_stream_options(options: object, is_streamed: bool) -> bool:
+    if options is None:
+        return False
+    if not isinstance(options, dict) or not isinstance(options.get("include_usage", False), bool):
+        raise Refusal(400, "stream_options: need an object with include_usage, true or false")
+    if not is_streamed:
+        raise Refusal(400, "stream_options should be set along with stream = true")
+    return bool(options.get("include_usage"))
+
+
+def _read_tool(payload: Mapping[str, Any]) -> str | None:
+    """The function that must be called; the sandbox leaves it at an answer where the model may choose."""
+    tools, choice = payload.get("tools"), payload.get("tool_choice")
+    names = [_tool_name(index, tool) for index, tool in enumerate(tools)] if isinstance(tools, list) else []
+    if tools is not None and not names:
+        raise Refusal(400, "tools: need a list of at least one tool")
+    if choice in (None, "none", "auto"):
+        return None
+    wanted = choice.get("function") if isinstance(choice, dict) else None
+    if isinstance(wanted, dict) and wanted.get("name") in names:
+        return str(wanted["name"])
+    if choice == "required" and names:
+        return names[0]
+    raise Refusal(400, f"tool_choice: {choice!r:.80} is none of `none`, `auto`, `required` and the tools")
+
+
+def _tool_name(index: int, tool: object) -> str:
+    function = tool.get("function") if isinstance(tool, dict) else None
+    name = function.get("name") if isinstance(function, dict) else None
+    if not isinstance(name, str) or not name:
+        raise Refusal(400, f"tools[{index}]: missing field `function.name`")
+    return name
 
 
 def _number(low: float, high: float) -> Callable[[str, object], None]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import ipaddress
 import math
 from dataclasses import dataclass, field
+
+from ..settings import is_loopback
 
 __all__ = ["SandboxConfig"]
 
@@ -45,7 +46,7 @@ class SandboxConfig:
     blank_line_every_s: float = 5.0
 
     def __post_init__(self) -> None:
-        if not _is_loopback(self.host):
+        if not is_loopback(self.host):
             raise ValueError(
                 f"host={self.host!r}: need a loopback address such as 127.0.0.1, ::1 or localhost"
             )
@@ -61,13 +62,6 @@ class SandboxConfig:
     def scheme(self) -> str:
         """The URL's: https with a certificate, http without."""
         return "https" if self.certfile else "http"
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def _check(name: str, value: object, fits: bool, need: str) -> None:

@@ -8,13 +8,18 @@ from typing import Any, NamedTuple
 
 from aiohttp import web
 
-from . import wire
+from . import framing, wire
 from .replies import encoded
 
 __all__ = ["BODY_FAULTS", "WIRE_FAULTS", "Answer", "status_answer"]
 
 _HUGE_BODY_BYTES = 50 * 1024 * 1024
 _EVERY_S = 0.05
+_EARLY_HINTS = (103,)
+_LATE_S = 0.1
+# A whole reply to a question that nobody asked: a client out of step takes it for the answer to its next one.
+_STRAY_BODY = '{"choices": [{"message": {"content": "stray"}, "finish_reason": "stop"}], "usage": {}}'
+_STRAY = f"HTTP/1.1 200 OK\r\nContent-Length: {len(_STRAY_BODY)}\r\n\r\n{_STRAY_BODY}"
 _HTML = (
     b"<!DOCTYPE html><html><head><title>Gateway</title></head><body><h1>One moment, please</h1></body></html>"
 )
@@ -67,6 +72,17 @@ def _truncated_json(reply: _Reply, parameters: _Parameters) -> Answer:
     return Answer(whole[: len(whole) // 2].encode())
 
 
+def _charset(reply: _Reply, parameters: _Parameters) -> Answer:
+    charset = parameters["charset"]
+    said = parameters.get("says", charset)
+    kind = f"application/json; charset={said}" if said else "application/json"
+    return Answer(encoded(reply).decode().encode(charset, "replace"), 200, {"Content-Type": kind})
+
+
+def _redirect(reply: _Reply, parameters: _Parameters) -> Answer:
+    return Answer(_HTML, parameters.get("status", 302), {"Location": parameters["location"]})
+
+
 def _no_choices(reply: _Reply, parameters: _Parameters) -> Answer:
     del reply["choices"]
     return Answer(encoded(reply))
@@ -87,6 +103,7 @@ def _invalid_utf8(reply: _Reply, parameters: _Parameters) -> Answer:
 BODY_FAULTS: Mapping[str, Callable[[_Reply, _Parameters], Answer]] = {
     "blank": lambda reply, parameters: Answer(b""),
     "blank_content": lambda reply, parameters: _said(reply, " " * 16),
+    "charset": _charset,
     "content": _content,
     "content_filter": lambda reply, parameters: _said(reply, "", "content_filter"),
     "empty_choices": _empty_choices,
@@ -98,6 +115,7 @@ BODY_FAULTS: Mapping[str, Callable[[_Reply, _Parameters], Answer]] = {
     "invalid_utf8": _invalid_utf8,
     "no_choices": _no_choices,
     "null_content": lambda reply, parameters: _said(reply, None),
+    "redirect": _redirect,
     "truncated_json": _truncated_json,
 }
 
@@ -114,9 +132,25 @@ WIRE_FAULTS: Mapping[str, Callable[[web.Request, bytes, _Parameters], Awaitable[
     "huge_body": lambda request, body, parameters: wire.send_padded(
         request, body, parameters.get("bytes", _HUGE_BODY_BYTES)
     ),
+    "interim": lambda request, body, parameters: framing.send_after_interim(
+        request, body, parameters.get("statuses", _EARLY_HINTS), parameters.get("delay_s", _LATE_S)
+    ),
+    "lengths": lambda request, body, parameters: framing.send_with_lengths(
+        request, body, parameters["lengths"], chunked=parameters.get("chunked", False)
+    ),
+    "raw": lambda request, body, parameters: framing.send_raw(
+        request,
+        parameters["head"],
+        parameters["body"].encode("latin-1", "replace") if "body" in parameters else body,
+        closes=parameters.get("closes", False),
+    ),
     "reset_before_reply": lambda request, body, parameters: wire.reset(request),
     "reset_in_body": lambda request, body, parameters: wire.send_half_then(wire.reset, request, body),
     "slow_body": lambda request, body, parameters: wire.send_slowly(
         request, body, parameters.get("every_s", _EVERY_S)
     ),
+    "stray": lambda request, body, parameters: framing.send_then_stray(
+        request, body, parameters.get("text", _STRAY), parameters.get("delay_s", 0)
+    ),
+    "vanish_after_reply": lambda request, body, parameters: framing.send_then_vanish(request, body),
 }

@@ -12,10 +12,11 @@ from .chat_request import ChatRequest
 from .game.rules import is_parse_prompt, parse_reply
 from .refusals import CURRENT_MODELS
 
-__all__ = ["MODELS_BODY", "PromptCache", "completion", "count_tokens", "encoded"]
+__all__ = ["MODELS_BODY", "PromptCache", "chunked", "completion", "count_tokens", "encoded"]
 
 _FINGERPRINT = "fp_sandbox"
 _ECHO_CHARS = 2000
+_CHUNK_CHARS = 4
 _CACHE_UNIT_TOKENS = 64
 _CACHE_PROMPTS = 4096
 _CJK = re.compile(r"[\u2e80-\u9fff\uac00-\ud7af\uf900-\ufaff\uff00-\uffef]")
@@ -79,6 +80,10 @@ def completion(chat: ChatRequest, cache: PromptCache) -> dict[str, Any]:
     whole = _content(chat)
     message["content"], content_tokens = _fitted(whole, left)
     finish_reason = "stop" if len(message["content"]) == len(whole) else "length"
+    if chat.tool is not None:
+        message["content"], finish_reason = "", "tool_calls"
+        function = {"name": chat.tool, "arguments": "{}"}
+        message["tool_calls"] = [{"id": f"call_{uuid4()}", "type": "function", "function": function}]
     return {
         "id": str(uuid4()),
         "object": "chat.completion",
@@ -88,6 +93,30 @@ def completion(chat: ChatRequest, cache: PromptCache) -> dict[str, Any]:
         "usage": _usage(chat, cache, reasoning_tokens, content_tokens),
         "system_fingerprint": _FINGERPRINT,
     }
+
+
+def chunked(reply: dict[str, Any], *, has_usage: bool) -> list[bytes]:
+    """The events of a stream that says what a ``chat.completion`` does, the last one ``[DONE]``."""
+    choice, usage = reply["choices"][0], reply["usage"]
+    message = choice["message"]
+    deltas: list[tuple[dict[str, Any], str | None]] = [({"role": "assistant", "content": ""}, None)]
+    for name in ("reasoning_content", "content"):
+        text = message.get(name) or ""
+        pieces = [text[start : start + _CHUNK_CHARS] for start in range(0, len(text), _CHUNK_CHARS)]
+        deltas += [({name: piece}, None) for piece in pieces]
+    if "tool_calls" in message:
+        calls = [{"index": index, **call} for index, call in enumerate(message["tool_calls"])]
+        deltas.append(({"tool_calls": calls}, None))
+    deltas.append(({"content": ""}, choice["finish_reason"]))
+    kept = ("id", "created", "model", "system_fingerprint")
+    same = {name: reply[name] for name in kept} | {"object": "chat.completion.chunk"}
+    chunks: list[dict[str, Any]] = [
+        {**same, "choices": [{"index": 0, "delta": delta, "logprobs": None, "finish_reason": reason}]}
+        for delta, reason in deltas
+    ]
+    if has_usage:
+        chunks = [{**chunk, "usage": None} for chunk in chunks] + [{**same, "choices": [], "usage": usage}]
+    return [*(b"data: " + encoded(chunk) + b"\n\n" for chunk in chunks), b"data: [DONE]\n\n"]
 
 
 def encoded(reply: dict[str, Any]) -> bytes:

@@ -7,7 +7,7 @@ import json
 import math
 import random
 import ssl
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from aiohttp import web
@@ -17,9 +17,10 @@ from .chat_request import read_chat, read_chat_leniently
 from .config import SandboxConfig
 from .faults import BODY_FAULTS, WIRE_FAULTS, status_answer
 from .refusals import Refusal, bad_key, documented_refusal, over_concurrency
-from .replies import MODELS_BODY, PromptCache, completion, encoded
-from .script import Entry, Script, ScriptError, read_script
+from .replies import MODELS_BODY, PromptCache, chunked, completion, encoded
+from .script import Entry, Script, ScriptError, read_script, script_language
 from .traffic import Traffic
+from .web_pages import refuse_web_page
 
 __all__ = ["SandboxServer"]
 
@@ -122,10 +123,11 @@ class SandboxServer:
             app.router.add_post(f"{prefix}/chat/completions", self._complete)
             app.router.add_get(f"{prefix}/models", self._list_models)
         app.router.add_get("/", self._say_what_this_is)
-        app.router.add_get("/sandbox/stats", self._show_stats)
-        app.router.add_post("/sandbox/script", self._queue_script)
-        app.router.add_delete("/sandbox/script", self._clear_script)
-        app.router.add_post("/sandbox/reset", self._reset)
+        app.router.add_get("/sandbox/stats", _for_programs(self._show_stats))
+        app.router.add_get("/sandbox/script", _for_programs(self._explain_script))
+        app.router.add_post("/sandbox/script", _for_programs(self._queue_script))
+        app.router.add_delete("/sandbox/script", _for_programs(self._clear_script))
+        app.router.add_post("/sandbox/reset", _for_programs(self._reset))
         app.router.add_route("*", "/{path:.*}", self._refuse_path)
         return app
 
@@ -155,25 +157,36 @@ class SandboxServer:
         self._check_key(request)
         if self._traffic.in_flight > config.concurrency:
             raise over_concurrency(self._traffic.in_flight, config.concurrency)
-        reply = encoded(completion(read_chat(body), self._cache))
-        return await wire.send_after(request, reply, wait_s, config.blank_line_every_s)
+        chat = read_chat(body)
+        reply = completion(chat, self._cache)
+        if chat.is_streamed:
+            events = chunked(reply, has_usage=chat.has_usage)
+            return await wire.send_stream(request, events, wait_s, config.blank_line_every_s)
+        return await wire.send_after(request, encoded(reply), wait_s, config.blank_line_every_s)
 
     async def _reply_as_scripted(self, request: web.Request, body: bytes, entry: Entry) -> web.StreamResponse:
         wait_s = self._latency_s() if entry.latency_ms is None else entry.latency_ms / 1000
         if entry.fault == "ok":
             return await self._reply(request, body, wait_s)
         chat = read_chat_leniently(body)
+        every_s = self.config.blank_line_every_s
         if entry.fault == "status":
             limit, status = self.config.concurrency, entry.parameters["status"]
             default = documented_refusal(status, model=chat.model, api_key=_bearer(request), limit=limit)
             answer = status_answer(entry.parameters, default.body)
         elif entry.fault in BODY_FAULTS:
-            answer = BODY_FAULTS[entry.fault](completion(chat, self._cache), entry.parameters)
+            reply = completion(chat, self._cache)
+            answer = BODY_FAULTS[entry.fault](reply, entry.parameters)
+            if chat.is_streamed and reply.get("choices") and answer.body == encoded(reply):
+                events = chunked(reply, has_usage=chat.has_usage)
+                return await wire.send_stream(request, events, wait_s, every_s)
         else:
-            reply = encoded(completion(chat, self._cache))
+            reply = completion(chat, self._cache)
+            sent = encoded(reply)
+            if chat.is_streamed:
+                sent = b"".join(chunked(reply, has_usage=chat.has_usage))
             await asyncio.sleep(wait_s)
-            return await WIRE_FAULTS[entry.fault](request, reply, entry.parameters)
-        every_s = self.config.blank_line_every_s
+            return await WIRE_FAULTS[entry.fault](request, sent, entry.parameters)
         return await wire.send_after(request, answer.body, wait_s, every_s, answer.status, answer.headers)
 
     def _latency_s(self) -> float:
@@ -200,6 +213,9 @@ class SandboxServer:
     async def _show_stats(self, request: web.Request) -> web.StreamResponse:
         return await wire.send(request, encoded(self.stats()))
 
+    async def _explain_script(self, request: web.Request) -> web.StreamResponse:
+        return await wire.send(request, encoded({"scripted": len(self._script), "faults": script_language()}))
+
     async def _queue_script(self, request: web.Request) -> web.StreamResponse:
         try:
             self.script(json.loads(await request.read()))
@@ -219,6 +235,19 @@ class SandboxServer:
 
     async def _refuse_path(self, request: web.Request) -> web.StreamResponse:
         return await wire.send(request, Refusal(404, f"Not Found: {request.method} {request.path}").body, 404)
+
+
+def _for_programs(
+    handler: Callable[[web.Request], Awaitable[web.StreamResponse]],
+) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
+    async def handle(request: web.Request) -> web.StreamResponse:
+        try:
+            refuse_web_page(request)
+        except Refusal as refusal:
+            return await wire.send(request, refusal.body, refusal.status)
+        return await handler(request)
+
+    return handle
 
 
 def _bearer(request: web.Request) -> str:

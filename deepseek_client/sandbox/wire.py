@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import socket
 import struct
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import NoReturn
 
 from aiohttp import web
 
 __all__ = [
+    "EVENT_HEADERS",
     "JSON_HEADERS",
     "close",
     "drip",
@@ -21,10 +22,12 @@ __all__ = [
     "send_half_then",
     "send_padded",
     "send_slowly",
+    "send_stream",
     "send_then_close",
 ]
 
 JSON_HEADERS: Mapping[str, str] = {"Content-Type": "application/json", "Server": "deepseek-sandbox"}
+EVENT_HEADERS: Mapping[str, str] = {**JSON_HEADERS, "Content-Type": "text/event-stream; charset=utf-8"}
 _LINGER_ZERO = struct.pack("ii", 1, 0)
 _PADDING = b" " * 65536
 
@@ -61,6 +64,21 @@ async def send_after(
     return await _end(response, body)
 
 
+async def send_stream(
+    request: web.Request, events: Sequence[bytes], wait_s: float, comment_every_s: float
+) -> web.StreamResponse:
+    """Send the events of a stream, each by itself, after `wait_s`, in which comments keep the connection alive."""
+    response = await _begin(request, EVENT_HEADERS)
+    while wait_s > comment_every_s:
+        await asyncio.sleep(comment_every_s)
+        await response.write(b": keep-alive\n\n")
+        wait_s -= comment_every_s
+    await asyncio.sleep(wait_s)
+    for event in events:
+        await response.write(event)
+    return await _end(response)
+
+
 async def drip(request: web.Request, body: bytes, every_s: float, lines: int | None) -> web.StreamResponse:
     """Send headers and a blank line every `every_s`: `lines` of them and then `body`, or (None) for ever."""
     response = await _begin(request, JSON_HEADERS)
@@ -74,7 +92,7 @@ async def drip(request: web.Request, body: bytes, every_s: float, lines: int | N
 
 async def send_slowly(request: web.Request, body: bytes, every_s: float) -> web.StreamResponse:
     """Send `body` one byte per `every_s`, under a Content-Length."""
-    response = await _begin(request, {**JSON_HEADERS, "Content-Length": str(len(body))})
+    response = await _begin(request, {**_headers_of(body), "Content-Length": str(len(body))})
     for index in range(len(body)):
         await response.write(body[index : index + 1])
         await asyncio.sleep(every_s)
@@ -106,7 +124,7 @@ async def send_half_then(
     end: Callable[[web.Request], Awaitable[NoReturn]], request: web.Request, body: bytes
 ) -> NoReturn:
     """Send headers that promise all of `body` and half of it, then `end` the exchange."""
-    response = await _begin(request, {**JSON_HEADERS, "Content-Length": str(len(body))})
+    response = await _begin(request, {**_headers_of(body), "Content-Length": str(len(body))})
     await response.write(body[: len(body) // 2])
     await end(request)
 
@@ -133,6 +151,10 @@ async def reset(request: web.Request) -> NoReturn:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_ZERO)
         transport.abort()
     await hang(request)
+
+
+def _headers_of(body: bytes) -> Mapping[str, str]:
+    return EVENT_HEADERS if body.startswith(b"data: ") else JSON_HEADERS
 
 
 async def _begin(request: web.Request, headers: Mapping[str, str]) -> web.StreamResponse:

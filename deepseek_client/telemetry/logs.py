@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import logging
+import re
 import sys
 import time
 from collections.abc import Callable, Iterable
@@ -18,6 +19,13 @@ __all__ = ["handler", "install", "masking"]
 _TEXT = "%(asctime)s %(levelname)s [%(request_id)s] %(name)s: %(message)s"
 _MASK = "***"
 _SHORTEST_SECRET = 8
+_MESSAGE_LIMIT = 4000  # characters: a reply's reason phrase alone may have 60,000
+_TRACEBACK_LIMIT = 10 * _MESSAGE_LIMIT
+
+# What moves a terminal's cursor, changes its colours, or looks like the beginning of another line: all of Unicode's
+# control characters, its line and paragraph separators, and what turns the direction of writing around.
+_CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
+_NAMES = {"\t": "\\t", "\n": "\\n", "\r": "\\r"}
 
 _logger = logging.getLogger("deepseek_client.calls")
 
@@ -64,11 +72,26 @@ class _Line(logging.Formatter):
         self._mask = mask
 
     def format(self, record: logging.LogRecord) -> str:
-        return self._mask(self._json(record) if self._as_json else super().format(record))
+        return self._mask(self._json(record) if self._as_json else self._text(record))
 
-    def formatMessage(self, record: logging.LogRecord) -> str:
+    def _text(self, record: logging.LogRecord) -> str:
+        record.message = self._message_of(record)
+        record.asctime = self.formatTime(record)
         # What a player typed must not look like a line of its own; a traceback keeps its lines.
-        return super().formatMessage(record).replace("\r", "\\r").replace("\n", "\\n")
+        return "\n".join([_escaped(self.formatMessage(record)), *self._traceback_of(record)])
+
+    def _message_of(self, record: logging.LogRecord) -> str:
+        # Masked before it is cut, which may leave the first half of a secret.
+        return _cut(self._mask(record.getMessage()), _MESSAGE_LIMIT)
+
+    def _traceback_of(self, record: logging.LogRecord) -> list[str]:
+        """What stands below the message, each line safe to show; empty if there is nothing."""
+        parts = [self.formatException(record.exc_info)] if record.exc_info else []
+        if record.stack_info:
+            parts.append(self.formatStack(record.stack_info))
+        lines = self._mask("\n".join(parts)).split("\n")
+        text = "\n".join(_escaped(_cut(line, _MESSAGE_LIMIT)) for line in lines)
+        return [_cut(text, _TRACEBACK_LIMIT)] if text else []
 
     def _json(self, record: logging.LogRecord) -> str:
         seconds = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
@@ -77,12 +100,28 @@ class _Line(logging.Formatter):
             "level": record.levelname,
             "request_id": getattr(record, "request_id", "-"),
             "logger": record.name,
-            "message": record.getMessage(),
+            "message": self._message_of(record),
             **getattr(record, "facts", {}),
         }
-        if record.exc_info:
-            fields["traceback"] = self.formatException(record.exc_info)
-        return json.dumps(fields, ensure_ascii=not self._is_utf8, default=str)
+        if lines := self._traceback_of(record):
+            fields["traceback"] = "\n".join(lines)
+        text = json.dumps(fields, ensure_ascii=not self._is_utf8, default=str)
+        # Inside of its strings JSON lets some of them stand as they are.
+        return _CONTROLS.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+
+
+def _escaped(text: str) -> str:
+    """The text as one line that a terminal shows and does not obey."""
+    return _CONTROLS.sub(lambda found: _NAMES.get(found[0]) or _number_of(found[0]), text)
+
+
+def _number_of(control: str) -> str:
+    number = ord(control)
+    return f"\\x{number:02x}" if number < 0x100 else f"\\u{number:04x}"
+
+
+def _cut(text: str, limit: int) -> str:
+    return text if len(text) <= limit else f"{text[:limit]}... ({len(text) - limit} more characters)"
 
 
 def _add_request_id(record: logging.LogRecord) -> bool:
@@ -102,4 +141,12 @@ def _log_call(event: Any) -> None:
         "ran_ms": round(event.ran_s * 1000),
         "tokens": event.usage.get("total_tokens", 0),
     }
-    _logger.info(" ".join(f"{name}={value}" for name, value in facts.items()), extra={"facts": facts})
+    if event.first_chunk_s is not None:
+        facts["first_chunk_ms"] = round(event.first_chunk_s * 1000)
+    if event.finish_reason not in ("", "stop"):
+        facts["finish"] = event.finish_reason if re.fullmatch(r"\w{1,40}", event.finish_reason) else "other"
+    line = " ".join(f"{name}={value}" for name, value in facts.items())
+    if event.note:
+        facts["note"] = _cut(event.note, _MESSAGE_LIMIT)
+        line += f" note={json.dumps(event.note, ensure_ascii=False)}"
+    _logger.info("%s", line, extra={"facts": facts})

@@ -10,14 +10,13 @@ from __future__ import annotations
 import ctypes
 import os
 import urllib.request
-from collections.abc import Callable
 from typing import Any
 
 import requests.sessions
 
 from .exchange import current
 
-__all__ = ["install"]
+__all__ = ["install", "remembered"]
 
 _UNKNOWN = object()
 _KEPT = 100  # answers; a client with more addresses than that starts again
@@ -31,13 +30,11 @@ class _Memory:
         self.proxies: dict[Any, dict[str, str]] = {}
         named = os.environ.get("NETRC")
         # The places where requests.utils.get_netrc_auth looks.
-        self.netrc_paths = (
-            [os.path.expanduser(named)]
-            if named
-            else [os.path.expanduser(f"~/{name}") for name in (".netrc", "_netrc")]
-        )
+        places = [named] if named else ["~/.netrc", "~/_netrc"]
+        self.netrc_paths = [os.fsencode(os.path.expanduser(place)) for place in places]
         self.netrc_state: list[Any] = []
         self.netrc: dict[Any, Any] = {}
+        self.others: dict[Any, Any] = {}
 
 
 _memory = _Memory({})
@@ -49,23 +46,76 @@ def install() -> None:
     Threads: any, under the lock of the transport that calls it.
     """
     sessions: Any = requests.sessions
+    if _is_all_seen():
+        sessions.get_environ_proxies = _remembering_proxies(sessions.get_environ_proxies)
+    sessions.get_netrc_auth = _remembering_netrc(sessions.get_netrc_auth)
+
+
+def remembered() -> dict[Any, Any] | None:
+    """Returns what others keep for as long as the environment and the netrc files stay as they are.
+
+    None where the system has settings of its own.
+
+    Threads: any; a key is read and written in one step.
+    """
+    if not _is_all_seen():
+        return None
+    memory = _memory
+    if memory.variables != getattr(os.environ, "_data", None):
+        memory = _memory_of_now()
+    _look_for_netrc(memory)
+    return memory.others
+
+
+def _is_all_seen() -> bool:
     # Elsewhere the system has settings of its own, whose changes cannot be seen from here.
-    if urllib.request.getproxies is urllib.request.getproxies_environment:
-        sessions.get_environ_proxies = _remembering(sessions.get_environ_proxies, _proxies)
-    sessions.get_netrc_auth = _remembering(sessions.get_netrc_auth, _netrc)
+    return urllib.request.getproxies is urllib.request.getproxies_environment
 
 
-def _remembering(ask: Any, answer: Callable[..., Any]) -> Any:
+# These are asked for each request: what they need in the usual case stands in one function each.
+
+
+def _remembering_proxies(ask: Any) -> Any:
     if hasattr(ask, "asks_memory"):
         return ask
 
-    def remembering(url: str, *args: Any, **kwargs: Any) -> Any:
+    def get_environ_proxies(url: str, no_proxy: str | None = None) -> Any:
         if current() is None:
-            return ask(url, *args, **kwargs)
-        return answer(_memory_of_now(), ask, url, *args, **kwargs)
+            return ask(url, no_proxy=no_proxy)
+        memory = _memory
+        if memory.variables != getattr(os.environ, "_data", None):
+            memory = _memory_of_now()
+        answer = memory.proxies.get((url, no_proxy))
+        if answer is None:
+            answer = _kept(memory.proxies, (url, no_proxy), ask(url, no_proxy=no_proxy))
+        return answer.copy()  # the Session adds to it
 
-    remembering.asks_memory = True  # type: ignore[attr-defined]
-    return remembering
+    get_environ_proxies.asks_memory = True  # type: ignore[attr-defined]
+    return get_environ_proxies
+
+
+def _remembering_netrc(ask: Any) -> Any:
+    if hasattr(ask, "asks_memory"):
+        return ask
+
+    def get_netrc_auth(url: str, raise_errors: bool = False) -> Any:
+        if current() is None or raise_errors:
+            return ask(url, raise_errors)
+        memory = _memory
+        if memory.variables != getattr(os.environ, "_data", None):
+            memory = _memory_of_now()
+        _look_for_netrc(memory)
+        answer = memory.netrc.get(url, _UNKNOWN)
+        return _kept(memory.netrc, url, ask(url)) if answer is _UNKNOWN else answer
+
+    get_netrc_auth.asks_memory = True  # type: ignore[attr-defined]
+    return get_netrc_auth
+
+
+def _look_for_netrc(memory: _Memory) -> None:
+    state = [None if _access(path, os.F_OK) else _state_of(path) for path in memory.netrc_paths]
+    if memory.netrc_state != state:
+        memory.netrc, memory.others, memory.netrc_state = {}, {}, state
 
 
 def _memory_of_now() -> _Memory:
@@ -80,26 +130,10 @@ def _memory_of_now() -> _Memory:
     return memory
 
 
-def _proxies(
-    memory: _Memory, ask: Callable[..., Any], url: str, no_proxy: str | None = None
-) -> dict[str, str]:
-    proxies: dict[str, str] = _kept(memory.proxies, (url, no_proxy), lambda: ask(url, no_proxy=no_proxy))
-    return dict(proxies)
-
-
-def _netrc(memory: _Memory, ask: Callable[..., Any], url: str) -> Any:
-    state = [_state_of(path) for path in memory.netrc_paths]
-    if memory.netrc_state != state:
-        memory.netrc, memory.netrc_state = {}, state
-    return _kept(memory.netrc, url, lambda: ask(url))
-
-
-def _kept(answers: dict[Any, Any], question: Any, ask: Callable[[], Any]) -> Any:
-    answer = answers.get(question, _UNKNOWN)
-    if answer is _UNKNOWN:
-        if len(answers) >= _KEPT:
-            answers.clear()
-        answer = answers[question] = ask()
+def _kept(answers: dict[Any, Any], question: Any, answer: Any) -> Any:
+    if len(answers) >= _KEPT:
+        answers.clear()
+    answers[question] = answer
     return answer
 
 
@@ -108,9 +142,7 @@ def _kept(answers: dict[Any, Any], question: Any, ask: Callable[[], Any]) -> Any
 _access = ctypes.PyDLL(None).access
 
 
-def _state_of(path: str) -> tuple[int, ...] | None:
-    if _access(os.fsencode(path), os.F_OK) != 0:
-        return None
+def _state_of(path: bytes) -> tuple[int, ...] | None:
     try:
         state = os.stat(path)
     except OSError:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import ssl
-import threading
 from typing import Any
 
 from requests.adapters import DEFAULT_CA_BUNDLE_PATH
 from urllib3.util.ssl_ import create_urllib3_context
 
-from .exchange import DeadlineSocket, current
+from ..fork_safe import ForkSafeLock
+from .sockets import WatchedTLSSocket
 
 __all__ = ["context_for", "context_for_proxy", "renewed"]
 
@@ -19,19 +19,8 @@ _Paths = tuple[Any, Any, Any]  # of the authorities, the client certificate and 
 _KEPT = 100  # contexts; a client with more trust settings than that starts again
 
 
-class _Socket(DeadlineSocket, ssl.SSLSocket):
-    """A TLS socket whose handshake can be ended from outside, and whose reads keep the deadline."""
-
-    def do_handshake(self, *args: Any) -> None:
-        exchange = current()
-        if exchange is not None:
-            exchange.block_on(self)
-            exchange.keep_deadline(self)
-        super().do_handshake(*args)
-
-
 _contexts: dict[_Paths, tuple[Any, ssl.SSLContext]] = {}  # guarded by _lock; with the state of the files
-_lock = threading.Lock()
+_lock = ForkSafeLock()
 
 
 def context_for(verify: Any, cert: Any) -> ssl.SSLContext:
@@ -106,7 +95,7 @@ def _state_of(path: Any, complaint: str) -> tuple[int, ...] | None:
 
 def _load(authorities: Any, cert_file: Any, key_file: Any) -> ssl.SSLContext:
     context = create_urllib3_context(cert_reqs=ssl.CERT_REQUIRED if authorities else ssl.CERT_NONE)
-    context.sslsocket_class = _Socket
+    context.sslsocket_class = WatchedTLSSocket
     try:
         if authorities:
             is_folder = os.path.isdir(authorities)
@@ -116,11 +105,3 @@ def _load(authorities: Any, cert_file: Any, key_file: Any) -> ssl.SSLContext:
     except ssl.SSLError as exc:
         raise OSError(f"cannot use the TLS files {authorities}, {cert_file}, {key_file}: {exc}") from exc
     return context
-
-
-def _after_fork_in_child() -> None:
-    global _lock
-    _lock = threading.Lock()
-
-
-os.register_at_fork(after_in_child=_after_fork_in_child)

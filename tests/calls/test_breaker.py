@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
-from support.blocking import Clock, in_child
+from support.blocking import Clock, held_elsewhere, in_child
 
 from deepseek_client import (
     AuthenticationFailed,
@@ -27,6 +29,8 @@ from deepseek_client.calls.breaker import Breaker
 
 DOWN = UpstreamUnavailable("down")
 QUICK_S, SLOW_S = 1.0, 20.0  # the deadline is 25 s
+GIVE_UP_S = 20.0
+ATTEMPT: Any = None  # which a breaker does not look at
 
 
 @pytest.fixture
@@ -39,13 +43,35 @@ def breaker(clock):
     return Breaker(25.0, clock=clock)
 
 
-def calls(breaker: Breaker, times: int, error: BaseException | None, ran_s: float = QUICK_S) -> None:
+def call(held_s: float = QUICK_S, requests: int = 1) -> SimpleNamespace:
+    """What the breaker looks at of a call that has ended."""
+    return SimpleNamespace(
+        began=0.0,
+        deadline=25.0,
+        held_s=lambda error: held_s,
+        ran_s=held_s,
+        requests=requests,
+        first_chunk_s=None,
+    )
+
+
+def calls(breaker: Breaker, times: int, error: BaseException | None, held_s: float = QUICK_S) -> None:
     for _ in range(times):
-        breaker.leave(breaker.enter(), error, ran_s)
+        breaker.before_call().after_call(call(held_s), error)
 
 
 def opened(breaker: Breaker) -> bool:
     return breaker.refusal() is not None
+
+
+@pytest.mark.parametrize("error", [None, DeadlineExceeded("x")], ids=["whole", "cut"])
+def test_a_long_stream_is_not_slow(breaker, error):
+    """A stream that has begun shows that the API is there, however long it lasts."""
+    for _ in range(20):
+        long = call(SLOW_S)
+        long.first_chunk_s = 0.5
+        breaker.before_call().after_call(long, error)
+    assert not opened(breaker)
 
 
 @pytest.mark.parametrize("error", [BadReply("x"), ConnectionFailed("x"), DOWN], ids=lambda error: error.code)
@@ -55,7 +81,7 @@ def test_it_opens_when_calls_fail(breaker, error):
     assert not opened(breaker)
     calls(breaker, 1, error)
     with pytest.raises(CircuitOpen, match="10 of the last 10 calls to the API failed or were slow") as caught:
-        breaker.enter()
+        breaker.before_call()
     assert caught.value.retry_after_s == 10.0
 
 
@@ -110,17 +136,17 @@ def test_a_refusal_is_an_answer(breaker, clock, error):
 def test_what_was_not_sent_does_not_count(breaker):
     """A client that fails before it reaches the network says nothing about the API; one that is answered does."""
     for _ in range(100):
-        breaker.leave(breaker.enter(), ConnectionFailed("x"), QUICK_S, was_sent=False)
+        breaker.before_call().after_call(call(requests=0), ConnectionFailed("x"))
     assert not opened(breaker)
 
 
 def test_without_sight_of_the_network_it_closes_too(breaker, clock):
     """Where the transport sees nothing (DEEPSEEK_TRANSPORT=0, a client of another library) an answer closes it."""
     for _ in range(10):
-        breaker.leave(breaker.enter(), None, SLOW_S, was_sent=False)
+        breaker.before_call().after_call(call(SLOW_S, requests=0), None)
     assert opened(breaker)
     clock.now += 10
-    breaker.leave(breaker.enter(), None, QUICK_S, was_sent=False)
+    breaker.before_call().after_call(call(requests=0), None)
     assert not opened(breaker)
 
 
@@ -136,10 +162,10 @@ def test_one_probe_goes_through(breaker, clock):
     """After the pause one call goes through while the others are refused; its answer closes the breaker."""
     calls(breaker, 10, DOWN)
     clock.now += 10
-    ticket = breaker.enter()
+    permit = breaker.before_call()
     with pytest.raises(CircuitOpen):
-        breaker.enter()
-    breaker.leave(ticket, None, QUICK_S)
+        breaker.before_call()
+    permit.after_call(call(), None)
     calls(breaker, 9, DOWN)  # counted from nothing
     assert not opened(breaker)
 
@@ -173,9 +199,9 @@ def test_a_probe_that_tells_nothing_is_followed_by_another(breaker, clock):
     calls(breaker, 10, DOWN)
     clock.now += 10
     calls(breaker, 1, asyncio.CancelledError())
-    ticket = breaker.enter()
+    permit = breaker.before_call()
     assert opened(breaker)
-    breaker.leave(ticket, None, QUICK_S)
+    permit.after_call(call(), None)
     assert not opened(breaker)
 
 
@@ -183,11 +209,11 @@ def test_a_probe_that_never_ends_is_followed_by_another(breaker, clock):
     """When a probe does not report within the time of a slow call, the next call is one."""
     calls(breaker, 10, DOWN)
     clock.now += 10
-    breaker.enter()
+    breaker.before_call()
     clock.now += 19.9
     assert opened(breaker)
     clock.now += 0.1
-    breaker.enter()
+    breaker.before_call()
 
 
 def test_a_probe_of_an_hour_does_not_refuse_for_an_hour(clock):
@@ -195,42 +221,44 @@ def test_a_probe_of_an_hour_does_not_refuse_for_an_hour(clock):
     breaker = Breaker(3_600.0, clock=clock)
     calls(breaker, 10, DOWN)
     clock.now += 10
-    late = breaker.enter()
+    late = breaker.before_call()
     clock.now += 60
-    breaker.enter()
-    breaker.leave(late, None, QUICK_S)
+    breaker.before_call()
+    late.after_call(call(), None)
     assert opened(breaker)
 
 
 def test_what_waited_meanwhile_is_not_sent(breaker, clock):
     """An attempt of a call from before it opened is refused, also during the probe, and let through after it."""
-    waiting = breaker.enter()
-    breaker.check(waiting)
+    waiting = breaker.before_call()
+    waiting.before_attempt(ATTEMPT)
     calls(breaker, 10, DOWN)
     with pytest.raises(CircuitOpen):
-        breaker.check(waiting)
+        waiting.before_attempt(ATTEMPT)
     clock.now += 10
     with pytest.raises(CircuitOpen):
-        breaker.check(waiting)
-    probe = breaker.enter()
-    breaker.check(probe)
-    breaker.leave(probe, None, QUICK_S)
-    breaker.check(waiting)
+        waiting.before_attempt(ATTEMPT)
+    probe = breaker.before_call()
+    probe.before_attempt(ATTEMPT)
+    probe.after_call(call(), None)
+    waiting.before_attempt(ATTEMPT)
 
 
 def test_calls_from_before_it_opened_do_not_count(breaker, clock):
     """What was under way when it opened neither closes it nor opens it anew."""
-    good, bad = breaker.enter(), breaker.enter()
+    good, bad = breaker.before_call(), breaker.before_call()
     calls(breaker, 10, DOWN)
     clock.now += 5
-    breaker.leave(good, None, QUICK_S)
-    breaker.leave(bad, DOWN, QUICK_S)
+    good.after_call(call(), None)
+    bad.after_call(call(), DOWN)
     assert breaker.refusal().retry_after_s == 5.0
 
 
-@pytest.mark.parametrize("kind", [AuthenticationFailed, InsufficientBalance])
-def test_the_account_opens_it_at_once_and_for_long(breaker, clock, kind):
-    """A refused key or an empty balance opens it for five minutes, and again until a probe is answered."""
+@pytest.mark.parametrize(("kind", "times"), [(AuthenticationFailed, 3), (InsufficientBalance, 1)])
+def test_the_account_opens_it_for_long(breaker, clock, kind, times):
+    """Three refused keys in a row, or one empty balance, open it for five minutes, and until a probe is answered."""
+    calls(breaker, times - 1, kind("x"))
+    assert not opened(breaker)
     calls(breaker, 1, kind("The account will not do (HTTP 4xx)."))
     assert str(breaker.refusal()) == "No call is made for now: The account will not do (HTTP 4xx)."
     assert breaker.refusal().retry_after_s == 300.0
@@ -240,11 +268,34 @@ def test_the_account_opens_it_at_once_and_for_long(breaker, clock, kind):
     clock.now += 300
     calls(breaker, 1, None)
     assert not opened(breaker)
+    calls(breaker, times - 1, kind("x"))  # counted from nothing
+    assert not opened(breaker)
+
+
+@pytest.mark.parametrize("error", [None, *ANSWERS], ids=lambda error: getattr(error, "code", "answered"))
+def test_a_refused_key_now_and_then_is_one_calls_own(breaker, error):
+    """Refused keys between which the API answered say nothing about the account."""
+    for _ in range(50):
+        calls(breaker, 2, AuthenticationFailed("x"))
+        calls(breaker, 1, error)
+    assert not opened(breaker)
+
+
+@pytest.mark.parametrize(
+    "error", [DOWN, Overloaded("x"), asyncio.CancelledError()], ids=lambda error: type(error).__name__
+)
+def test_refused_keys_are_in_a_row_across_what_is_no_answer(breaker, error):
+    """A failure of the API, or a call that tells nothing, does not begin the row of refused keys anew."""
+    calls(breaker, 2, AuthenticationFailed("x"))
+    calls(breaker, 1, error)
+    assert not opened(breaker)
+    calls(breaker, 1, AuthenticationFailed("x"))
+    assert opened(breaker)
 
 
 def test_another_failure_than_the_account_is_another_pause(breaker, clock):
-    """After a refused key, a probe that meets a broken API waits as for a broken API."""
-    calls(breaker, 1, AuthenticationFailed("refused."))
+    """After refused keys, a probe that meets a broken API waits as for a broken API."""
+    calls(breaker, 3, AuthenticationFailed("refused."))
     clock.now += 300
     calls(breaker, 1, DOWN)
     assert str(breaker.refusal()) == "No call is made for now: the API keeps failing."
@@ -260,7 +311,7 @@ def test_what_changes_is_told(breaker, clock, caplog):
         calls(breaker, 10, DOWN)
         for _ in range(5):
             with pytest.raises(CircuitOpen):
-                breaker.enter()
+                breaker.before_call()
         clock.now += 10
         calls(breaker, 1, DOWN)
         clock.now += 10
@@ -295,5 +346,34 @@ def test_no_hook_runs_under_the_lock(breaker, clock):
 
 def test_a_fork_does_not_inherit_the_lock(breaker):
     """A child that was forked while another thread held the lock makes its calls all the same."""
-    with breaker_module._lock:
+    with held_elsewhere(breaker_module._lock):
         in_child(lambda: calls(breaker, 1, None))
+
+
+def of(deadline_s: float, ran_s: float) -> SimpleNamespace:
+    return SimpleNamespace(
+        began=0.0,
+        deadline=deadline_s,
+        ran_s=ran_s,
+        held_s=lambda error: ran_s,
+        requests=1,
+        first_chunk_s=None,
+    )
+
+
+@pytest.mark.parametrize(
+    ("deadline_s", "ran_s", "error", "opens"),
+    [
+        (120.0, 60.0, None, False),
+        (120.0, 100.0, None, True),
+        (10.0, 10.0, DeadlineExceeded("x"), True),
+        (0.3, 0.3, DeadlineExceeded("x"), False),
+    ],
+    ids=["long-and-answered", "long-and-slow", "short-and-hung", "too-short-to-tell"],
+)
+def test_a_deadline_of_the_callers_own_is_what_slow_means(clock, deadline_s, ran_s, error, opens):
+    """Answers within a longer deadline are not slow; calls that hang through a shorter one of 5 s or more are."""
+    breaker = Breaker(25.0, clock=clock)
+    for _ in range(10):
+        breaker.before_call().after_call(of(deadline_s, ran_s), error)
+    assert (breaker.refusal() is not None) is opens

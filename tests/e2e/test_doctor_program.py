@@ -34,7 +34,7 @@ def test_finding_of_the_command():
     code, output, error = run("doctor", DEEPSEEK_API_KEY=KEY, GUNICORN_CMD_ARGS="--timeout 5")
     assert (code, error) == (1, "")
     assert "warning: gunicorn's timeout of 5 s is not above LLM_DEADLINE_S=25. [worker_timeout]\n" in output
-    assert "Remedy: Take --timeout out of GUNICORN_CMD_ARGS" in output
+    assert "Remedy: Make it 35 or more (--timeout, " in output
     assert KEY not in output
 
 
@@ -47,9 +47,7 @@ def test_json_of_the_command():
     assert "account_limit" in {finding["code"] for finding in findings}
 
 
-@pytest.mark.parametrize(
-    ("arguments", "code", "lines"), [(["--help"], 0, 0), (["--hosts", "no"], 2, 1), (["x"], 2, 1)]
-)
+@pytest.mark.parametrize(("arguments", "code", "lines"), [(["--help"], 0, 0), (["--hosts", "no"], 2, 1)])
 def test_arguments_of_the_command(arguments, code, lines):
     """--help ends with 0 and names the options; a wrong argument ends with 2 and one line."""
     found, output, error = run("doctor", *arguments)

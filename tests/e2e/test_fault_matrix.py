@@ -13,6 +13,7 @@ from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import pytest
+import requests
 import trustme
 from flask.testing import FlaskClient
 from support.clients import build
@@ -28,16 +29,20 @@ from deepseek_client import (
     Settings,
     UpstreamRejected,
     UpstreamUnavailable,
-    answers,
+    WorkerPool,
 )
-from deepseek_client.calls import retries
-from deepseek_client.engines.threads import default_pool
+from deepseek_client.calls import ending
+from deepseek_client.calls import retries as policy
+from deepseek_client.engines.shared import default_pool
 from deepseek_client.sandbox import SandboxConfig, running
-from deepseek_client.wire import adapter
-from webapp import create_app
+from deepseek_client.settings import ENGINES
+from deepseek_client.wire import adapter as transport
+from deepseek_client.wire import failures
+from webapp.app import create_app
+
+pytestmark = pytest.mark.usefixtures("each_engine")
 
 WORKERS, QUEUE_LIMIT = 3, 50
-ACCOUNT = (AuthenticationFailed, InsufficientBalance)
 # Source: section 6 of the design.
 TOLD = {
     AuthenticationFailed: (502, "authentication_failed"),
@@ -62,6 +67,10 @@ class Entry(NamedTuple):
     @property
     def mode(self) -> str:
         return "async" if self.use_async and not self.path.endswith("/sync") else "sync"
+
+    @property
+    def name(self) -> str:
+        return self.path + ("" if self.use_async else "-async_disabled")
 
     @property
     def method(self) -> str:
@@ -95,8 +104,13 @@ ENTRIES = [
 
 
 def over(entries: list[Entry]) -> pytest.MarkDecorator:
-    ids = [entry.path + ("" if entry.use_async else "-async_disabled") for entry in entries]
-    return pytest.mark.parametrize("entry", entries, ids=ids)
+    """Each entry on each engine that it knows: a call in the thread of its request knows none, and goes once."""
+    ways = [
+        pytest.param(engine, entry, id=f"{engine}-{entry.name}")
+        for entry in entries
+        for engine in (ENGINES if entry.mode == "async" else ENGINES[:1])
+    ]
+    return pytest.mark.parametrize(("each_engine", "entry"), ways, indirect=["each_engine"])
 
 
 over_entries = over(ENTRIES)
@@ -108,29 +122,25 @@ over_faults = pytest.mark.parametrize("fault", FAULTS.values(), ids=FAULTS)
 @pytest.fixture(autouse=True)
 def fresh_connections(sandbox):
     """No connection is kept from an earlier test: the transport would send a request that it loses once more."""
-    adapter._shared_adapter().close()
+    transport._shared_adapter().close()
 
 
 @pytest.fixture(autouse=True)
 def a_day(monkeypatch):
     """An HTTP date is read at a known time."""
-    monkeypatch.setattr(answers, "time", SimpleNamespace(time=lambda: NOW))
+    monkeypatch.setattr(failures, "time", SimpleNamespace(time=lambda: NOW))
 
 
 @pytest.fixture(autouse=True)
 def waits(monkeypatch) -> list[float]:
     """What calls would wait between attempts, in seconds, each random part the whole; nothing waits."""
     noted: list[float] = []
-    sleep = asyncio.sleep
 
-    async def note(delay_s: float, result: Any = None) -> Any:
-        if threading.current_thread().name != "sandbox":
-            noted.append(delay_s)
-            delay_s = 0
-        return await sleep(delay_s, result)
+    async def note(wait_s: float) -> None:
+        noted.append(wait_s)
 
-    monkeypatch.setattr(asyncio, "sleep", note)
-    monkeypatch.setattr(retries.random, "uniform", lambda low, high: high)
+    monkeypatch.setattr(ending, "back_off", note)
+    monkeypatch.setattr(policy.random, "uniform", lambda low, high: high)
     return noted
 
 
@@ -199,8 +209,27 @@ def test_a_fault(sandbox, settings, addresses, waits, fault, entry):
         }
     )
     assert waits == [0.5, 1.0][: attempts - 1]
-    assert client.get("/ready").status_code == (503 if fault.kind in ACCOUNT else 200)
+    assert client.get("/ready").status_code == (503 if fault.kind is InsufficientBalance else 200)
     leaves_nothing(sandbox)
+
+
+@pytest.mark.parametrize("each_engine", ENGINES[1:], indirect=True)
+@pytest.mark.parametrize(
+    "entry", [entry for entry in ENTRIES if entry.mode == "sync"], ids=lambda entry: entry.name
+)
+def test_the_callers_thread_knows_no_engine(sandbox, settings, monkeypatch, each_engine, entry):
+    """A call in the thread of its request runs there whatever the engine is: above, one stands for both."""
+    ran_in = []
+    send = requests.Session.send
+    monkeypatch.setattr(
+        requests.Session,
+        "send",
+        lambda *args, **more: (ran_in.append(threading.get_ident()), send(*args, **more))[1],
+    )
+    sandbox.script([BUSY])
+    client = app_client(settings, use_async=entry.use_async)
+    assert entry.told(entry.post(client)) == entry.expected(502, "upstream_unavailable")
+    assert ran_in == [threading.get_ident()]
 
 
 @pytest.mark.parametrize("name", ENDLESS)
@@ -208,7 +237,7 @@ def test_an_endless_reply(settings, name):
     """A reply that does not end is deadline_exceeded on every route, tried once, and blocks no thread after that."""
     with ThreadPoolExecutor(len(ENTRIES)) as threads, running() as sandbox:
         sandbox.script([{"fault": name, "times": len(ENTRIES)}])
-        here = replace(settings, base_url=sandbox.url, deadline_s=1.0)
+        here = replace(settings, base_url=sandbox.url, deadline_s=1.0, max_workers=2 * len(ENTRIES))
         clients = [app_client(here, use_async=entry.use_async) for entry in ENTRIES]
         before = counted(clients[0])
         answers = list(threads.map(Entry.post, ENTRIES, clients, timeout=GIVE_UP_S))
@@ -226,7 +255,8 @@ def test_an_endless_reply(settings, name):
 
 async def every_way(settings: Settings) -> list[Any]:
     """What the client's five methods raise that call the API at the same time, each with a breaker of its own."""
-    one, two, three, four, five = (build(settings) for _ in range(5))
+    pool = WorkerPool(workers=5, queue_limit=0)
+    one, two, three, four, five = (build(settings, pool=pool) for _ in range(5))
     context = SimpleNamespace()
     ways = (
         one.chat_async("x"),
@@ -320,7 +350,7 @@ def test_a_wait_beyond_the_deadline_is_not_begun(sandbox, settings, waits, entry
 @over_pool_entries
 def test_the_deadline_covers_every_attempt(sandbox, settings, monkeypatch, entry):
     """A second attempt that hangs is ended by the deadline of the call, not by one of its own."""
-    monkeypatch.setattr(retries.random, "uniform", lambda low, high: low)
+    monkeypatch.setattr(policy.random, "uniform", lambda low, high: low)
     sandbox.script([{"fault": "reset_in_body"}, {"fault": "hang"}])
     client = app_client(settings, deadline_s=0.6)
     before = counted(client)
@@ -354,10 +384,12 @@ def test_a_kept_connection_that_dies(sandbox, settings, waits, entry, resets):
 @over_entries
 @pytest.mark.parametrize("status", [401, 402, 403])
 def test_an_account_that_is_refused(sandbox, settings, entry, status):
-    """After a refused key or an empty balance the next call is refused for five minutes, and nothing is sent."""
-    sandbox.script([{"fault": "status", "status": status}])
+    """After an empty balance, or three refused keys in a row, calls are refused for five minutes; nothing is sent."""
+    refusals = 1 if status == 402 else 3
+    sandbox.script([{"fault": "status", "status": status, "times": refusals}])
     client = app_client(settings, use_async=entry.use_async)
-    entry.post(client)
+    for _ in range(refusals):
+        entry.post(client)
     before = counted(client)
     assert entry.told(entry.post(client)) == entry.expected(503, "circuit_open", "300")
     assert counted(client) - before == Counter(
@@ -366,7 +398,7 @@ def test_an_account_that_is_refused(sandbox, settings, entry, status):
             ("deepseek_errors_total", "circuit_open", entry.method, entry.mode): 1,
         }
     )
-    assert sandbox.stats()["requests"] == 1
+    assert sandbox.stats()["requests"] == refusals
 
 
 def test_each_prompt_of_a_batch_has_its_attempts(sandbox, settings):

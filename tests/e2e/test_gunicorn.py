@@ -10,7 +10,7 @@ from deepseek_client.sandbox import running
 
 GUNICORN = [sys.executable, "-m", "gunicorn", "-c", "webapp/gunicorn.conf.py"]
 APP = "webapp.wsgi:app"
-GIVE_UP_S = 5
+GIVE_UP_S = 20
 
 MODES = {
     "sync": ([], {"WEB_CONCURRENCY": "2", "WEB_THREADS": "1"}),

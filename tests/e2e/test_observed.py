@@ -115,7 +115,14 @@ def test_no_key_anywhere(serving, log_format):
         "PYTHONASYNCIODEBUG": "1",
     }
     shown = []
-    faults = [{"fault": name} for name in FAULT_NAMES if name not in ("status", "content", "huge_body")]
+    named = {
+        "charset": {"charset": "gbk"},
+        "lengths": {"lengths": ["5", f"7{KEY}"]},
+        "raw": {"head": f"HTTP/1.1 403 {KEY}\r\nContent-Length: 0\r\n\r\n"},
+        "redirect": {"location": f"/{KEY}"},
+    }
+    others = set(FAULT_NAMES) - {"status", "content", "huge_body", "vanish_after_reply"}
+    faults = [{"fault": name, **named.get(name, {})} for name in sorted(others)]
     faults += [{"fault": "status", "status": status} for status in (400, *FAILURES, 403, 401, 402)]
     with running() as sandbox, ThreadPoolExecutor(8) as threads:
         sandbox.script(faults * 6)

@@ -14,34 +14,37 @@ from typing import Any
 
 import pytest
 from flask import Flask
-from support.blocking import counts, until
+from support.blocking import counts, leaving_soon, until
 from support.clients import build
 from support.faults import GIVE_UP_S, counted, meet
 
-from deepseek_client import DeadlineExceeded, DeepSeekError, Settings, WorkerPool, events
-from deepseek_client.calls import caller as calls_module
-from deepseek_client.engines import threads as pool_module
-from deepseek_client.engines.threads import default_pool
+from deepseek_client import DeadlineExceeded, DeepSeekError, Settings, WorkerPool, call_options, events
+from deepseek_client.calls.call import Attempt, Call
+from deepseek_client.engines.shared import default_pool
+from deepseek_client.engines.threads import Job
 from deepseek_client.events import CallFinished
 from deepseek_client.sandbox import RunningSandbox, running
 from deepseek_client.wire.exchange import Exchange
-from webapp import create_app
+from webapp.app import create_app
+
+pytestmark = pytest.mark.usefixtures("each_engine")
 
 WORKERS, QUEUE_LIMIT = 2, 4
 ROOM = WORKERS + QUEUE_LIMIT
-OF_A_CALL = (pool_module._Call, calls_module._Call, Exchange, DeepSeekError)
+OF_A_CALL = (Job, Call, Attempt, Exchange, DeepSeekError)
 
 
 @pytest.fixture(autouse=True)
 def quiet(caplog):
     """A log that pytest keeps would keep each call's error too."""
     caplog.set_level(logging.CRITICAL)
+    caplog.set_level(logging.CRITICAL, "deepseek_client")  # which the application would set to INFO
 
 
 @pytest.fixture
 def pool(monkeypatch) -> Iterator[WorkerPool]:
     """The pool of the applications of one test, of which no call was measured yet."""
-    monkeypatch.setattr("deepseek_client.engines.threads._defaults", {})
+    leaving_soon(monkeypatch)
     yield default_pool(WORKERS, QUEUE_LIMIT)
     default_pool(WORKERS, QUEUE_LIMIT).close()
 
@@ -99,13 +102,13 @@ def wait_for(pool: WorkerPool, busy: int, queued: int) -> None:
 def kept() -> Counter[str]:
     """The objects of calls that are in memory, by class."""
     gc.collect()
-    return Counter(type(thing).__name__ for thing in gc.get_objects() if isinstance(thing, OF_A_CALL))
+    return Counter(type(thing).__name__ for thing in gc.get_objects() if issubclass(type(thing), OF_A_CALL))
 
 
 def leaves_nothing(api: RunningSandbox, pool: WorkerPool) -> None:
     """Each thread of the pool is idle, each slot and each place of the queue is free."""
     asyncio.run(meet(pool))
-    assert (counts(pool), len(pool._calls), pool._executor._work_queue.qsize()) == ((0, 0), 0, 0)
+    assert (counts(pool), len(pool._jobs), pool._executor._work_queue.qsize()) == ((0, 0), 0, 0)
     api.wait_until(lambda stats: stats["in_flight"] == 0)
 
 
@@ -209,19 +212,22 @@ def test_batches_at_once(api, pool, settings, threads):
     assert api.stats()["requests"] == codes[None]
 
 
+# On the loop, nothing would go on while it stands still.
+@pytest.mark.parametrize("each_engine", ["threads"], indirect=True)
 async def test_a_call_that_is_late_when_its_turn_comes_is_not_begun(api, settings, ended):
     """A queued call whose time passes while its event loop is too busy to notice is not begun by the worker."""
     pool = WorkerPool(workers=1, queue_limit=1)
-    api.script([{"fault": "ok", "latency_ms": 500}])
+    api.script([{"fault": "ok", "latency_ms": 1500}])
     client = build(settings, pool=pool)
     first = asyncio.ensure_future(client.chat_async("x"))
     await until(lambda: api.stats()["in_flight"] == 1)
-    second = asyncio.ensure_future(client.chat_async("x", deadline_s=0.25))
+    with call_options(deadline_s=0.75):
+        second = asyncio.ensure_future(client.chat_async("x"))
     await until(lambda: counts(pool) == (1, 1))
     # Here the loop stands still: it learns of nothing before the thread has dealt with both.
     api.wait_until(lambda stats: stats["in_flight"] == 0)
     pool._changed.acquire()
-    assert pool._changed.wait_for(lambda: not pool._calls, GIVE_UP_S)
+    assert pool._changed.wait_for(lambda: not pool._jobs, GIVE_UP_S)
     pool._changed.release()
     assert "「x」" in (await first)["text"]
     with pytest.raises(DeadlineExceeded):

@@ -2,13 +2,14 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[2]
 SERVE = str(ROOT / "bin" / "serve")
-GIVE_UP_S = 5
+GIVE_UP_S = 20
 
 pytestmark = pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="looks for processes in /proc")
 
@@ -24,6 +25,17 @@ def server(serving):
     """bin/serve as a new clone has it: without a key."""
     with serving([SERVE]) as server:
         yield server
+
+
+def test_plain_gunicorn(server):
+    """What serves is a plain gunicorn: its command line says so, and how it was started."""
+    words = (Path("/proc") / str(server.pid) / "cmdline").read_text().split("\0")
+    python, gunicorn, *arguments = words[:-1]
+    assert Path(python).name.startswith("python")
+    assert (Path(gunicorn).name, arguments) == (
+        "gunicorn",
+        ["-c", "webapp/gunicorn.conf.py", "webapp.wsgi:app"],
+    )
 
 
 def sandboxes_of(server):
@@ -44,19 +56,19 @@ def test_serves_from_the_sandbox(server):
     assert f"Serving on {server.url}" in output
 
 
-def test_ctrl_c(server):
-    """Ctrl-C, an INT to the whole process group, ends it with 0 and leaves no process, no sandbox either."""
+def test_ctrl_c(server, eventually):
+    """Ctrl-C, an INT to the whole process group, ends it with 0, and the sandbox ends with it."""
     assert server.post("/api/llm/chat", {"prompt": "x"}).status_code == 200
     os.killpg(server.pid, signal.SIGINT)
     assert server.process.wait(GIVE_UP_S * 2) == 0
-    assert server.processes() == {}
+    eventually(lambda: server.processes() == {})
     assert "Traceback" not in server.output.read_text()
 
 
-def test_term(server):
-    """TERM to the main process ends it with 0 and leaves no process."""
+def test_term(server, eventually):
+    """TERM to the main process ends it with 0, and the sandbox ends with it."""
     assert server.end(signal.SIGTERM) == 0
-    assert server.processes() == {}
+    eventually(lambda: server.processes() == {})
     assert "Traceback" not in server.output.read_text()
 
 
@@ -136,3 +148,42 @@ def test_help():
     assert (code, error) == (0, "")
     assert "PORT" in output
     assert "DEEPSEEK_API_KEY" in output
+
+
+@pytest.mark.parametrize(
+    ("make", "why"),
+    [
+        (os.mkdir, "it is not a file"),
+        (os.mkfifo, "it is not a file"),
+        (lambda path: path.write_bytes(b"WEB_API_TOKEN=\xff"), "it is not UTF-8"),
+    ],
+    ids=["directory", "fifo", "bytes"],
+)
+def test_env_file_that_cannot_be_read(tmp_path, make, why):
+    """With a .env that cannot be read gunicorn does not start: it would serve without the token that is in there."""
+    (tmp_path / "webapp").symlink_to(ROOT / "webapp")
+    make(tmp_path / ".env")
+    ended = subprocess.run(
+        [sys.executable, "-m", "gunicorn", "-c", "webapp/gunicorn.conf.py", "webapp.wsgi:app"],
+        cwd=tmp_path,
+        env={"PATH": os.environ["PATH"], "HOME": str(tmp_path), "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=30,
+    )
+    assert (ended.returncode, ended.stderr) == (2, f".env cannot be read: {why}\n")
+
+
+def test_literal_token(serving, sandbox, tmp_path):
+    """A token with `$` and braces in it is the token, nothing is put in their place."""
+    (tmp_path / "webapp").symlink_to(ROOT / "webapp")
+    (tmp_path / ".env").write_text("WEB_API_TOKEN=pre${x}post\n")
+    unset = ["env", "--unset=WEB_API_TOKEN", f"--chdir={tmp_path}", f"PYTHONPATH={ROOT}"]
+    command = [*unset, sys.executable, "-m", "gunicorn", "-c", "webapp/gunicorn.conf.py", "webapp.wsgi:app"]
+    env = {"DEEPSEEK_API_KEY": "sk-test", "DEEPSEEK_BASE_URL": sandbox.url}
+    with serving(command, **env) as server:
+        answers = {
+            token: server.ask("GET", "/api/llm/status", headers={"Authorization": f"Bearer {token}"})
+            for token in ("pre${x}post", "prepost")
+        }
+    assert [answer.status_code for answer in answers.values()] == [200, 401]

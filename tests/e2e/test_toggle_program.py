@@ -1,6 +1,5 @@
 import json
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -19,6 +18,14 @@ LOAD = 20
 TOKEN = "sesame"
 
 pytestmark = pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="the switch reads /proc")
+
+# webapp's own configuration, with processes that look soon whether their testimony is still there.
+LOOKS_SOON = """
+from deepseek_client.telemetry import testimony
+testimony._LOOK_AGAIN_S = 0.2
+with open("webapp/gunicorn.conf.py", encoding="utf-8") as file:
+    exec(file.read())
+"""
 
 
 class Deployment:
@@ -49,12 +56,12 @@ class Deployment:
             *(sys.executable, "-m", "gunicorn", "-c", config, *options, "webapp.wsgi:app"), **variables
         )
 
-    def toggle(self, server, *arguments):
-        """Runs bin/toggle-async for the server's port: the exit code, the lines of standard output, and error."""
+    def toggle(self, *arguments):
+        """Runs bin/toggle-async: the exit code, the lines of standard output, and error."""
         ended = subprocess.run(
             [sys.executable, self.root / "bin" / "toggle-async", *arguments],
             cwd="/",
-            env={"PATH": os.environ["PATH"], "HOME": os.environ.get("HOME", "/"), "PORT": str(server.port)},
+            env={"PATH": os.environ["PATH"], "HOME": os.environ.get("HOME", "/")},
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
@@ -62,11 +69,11 @@ class Deployment:
         )
         return ended.returncode, ended.stdout.splitlines(), ended.stderr
 
-    def refused(self, server, *arguments):
+    def refused(self, *arguments):
         """Runs it where it must fail with 1, and returns its one line; .env stays as it was."""
         before = self.env_file.read_bytes()
-        code, _, error = self.toggle(server, *arguments)
-        assert (code, error.count("\n"), error[:14]) == (1, 1, "toggle-async: ")
+        code, _, error = self.toggle(*arguments)
+        assert (code, error.count("\n"), error[:8]) == (1, 1, "toggle: ")
         assert self.env_file.read_bytes() == before
         return error
 
@@ -85,10 +92,12 @@ def upstream():
 
 
 @pytest.fixture(scope="module")
-def deployed(deploy, serving, upstream):
+def deployed(deploy, serving, upstream, eventually):
     """A deployment, and gunicorn with two sync workers that serves it."""
     deployment = deploy("# ours\nUSE_ASYNC_DEEPSEEK=1 # the switch\nLLM_DEADLINE_S=20\n")
     with serving(deployment.gunicorn(), **upstream) as server:
+        # One worker answers, and the other may still read the .env that a test is about to change.
+        eventually(lambda: deployment.toggle("status")[0] == 0)
         yield deployment, server
 
 
@@ -144,12 +153,12 @@ def test_under_load(deployed, eventually):
         eventually(lambda: len(load.outcomes) >= LOAD)
         for verb, value, mode in [("disable", 0, "sync"), ("enable", 1, "async")] * 2:
             old = workers(server)
-            code, lines, error = deployment.toggle(server, verb)
+            code, lines, error = deployment.toggle(verb)
             new, ended_at = workers(server), len(load.outcomes)
             assert (code, error, len(lines)) == (0, "", 2)
             assert (len(new), new & old) == (2, set())
             listed = " ".join(map(str, sorted(new)))
-            assert lines[1].endswith(f", workers {listed} {verb}d")
+            assert lines[1].endswith(f", workers {listed} {mode}")
             assert (
                 deployment.env_file.read_text().splitlines()[1] == f"USE_ASYNC_DEEPSEEK={value} # the switch"
             )
@@ -163,7 +172,7 @@ def test_enabled_already(deployed):
     """When .env and all workers agree with what is asked, nothing is written and nobody reloaded."""
     deployment, server = deployed
     before, changed_at = workers(server), deployment.env_file.stat().st_mtime_ns
-    code, lines, error = deployment.toggle(server, "enable")
+    code, lines, error = deployment.toggle("enable")
     assert (code, lines[1:], error) == (0, ["nothing to do: they agree"], "")
     assert (workers(server), deployment.env_file.stat().st_mtime_ns) == (before, changed_at)
 
@@ -171,34 +180,55 @@ def test_enabled_already(deployed):
 def test_status(deployed):
     """status is 0 and names each worker while .env and they agree, and 1 after .env has changed without a reload."""
     deployment, server = deployed
-    before = workers(server)
-    listed = " ".join(map(str, sorted(before)))
-    agreeing = [".env enabled (USE_ASYNC_DEEPSEEK is '1')", f"workers {listed} enabled"]
-    assert deployment.toggle(server, "status") == (0, agreeing, "")
+    before = sorted(workers(server))
+    code, lines, error = deployment.toggle("status")
+    assert (code, lines[0], error) == (0, ".env async (USE_ASYNC_DEEPSEEK is '1')", "")
+    assert [line.partition(", since ")[0] for line in lines[1:]] == [
+        f"worker {pid}: async, engine threads" for pid in before
+    ]
     text = deployment.env_file.read_text()
     deployment.env_file.write_text(text.replace("=1 #", "=off #"))
-    code, lines, error = deployment.toggle(server, "status")
+    code, again, error = deployment.toggle("status")
     deployment.env_file.write_text(text)
-    assert (code, lines) == (1, [".env disabled (USE_ASYNC_DEEPSEEK is 'off')", agreeing[1]])
-    assert error == "toggle-async: the workers do not do what .env says: disable makes them\n"
-    assert workers(server) == before
+    assert (code, again) == (1, [".env sync (USE_ASYNC_DEEPSEEK is 'off')", *lines[1:]])
+    assert error == "toggle: the workers do not do what .env says: disable makes them\n"
+    assert sorted(workers(server)) == before
 
 
 def test_nothing_runs(deploy, deployed):
-    """Without a pid file, with that of a process that has ended, or with that of another server, it changes nothing."""
-    _, server = deployed
+    """Where nothing runs, or only a server of another directory has testified, nothing is changed."""
+    other, server = deployed
     before = workers(server)
     elsewhere = deploy("A=1\n")
-    file = elsewhere.root / f".gunicorn-{server.port}.pid"
-    start = f"toggle-async: nothing runs here on port {server.port}: "
-    assert elsewhere.refused(server, "disable").startswith(f"{start}no {file.name} ")
-    gone = subprocess.Popen(["true"])
-    gone.wait()
-    for pid, why in ((gone.pid, "gone"), (server.pid, "something else")):
-        file.write_text(f"{pid}\n")
-        for verb in ("disable", "status"):
-            assert elsewhere.refused(server, verb) == f"{start}{file.name} is stale, process {pid} is {why}\n"
+    start = "toggle: nothing runs here: "
+    assert elsewhere.refused("disable").startswith(f"{start}no application with DeepSeek(app) ")
+    shutil.copytree(other.root / ".deepseek", elsewhere.root / ".deepseek")
+    for verb in ("disable", "status"):
+        assert elsewhere.refused(verb) == f"{start}process {server.pid} works in another directory\n"
     assert workers(server) == before
+
+
+def test_testimonies_that_are_lost(deploy, serving, upstream, eventually):
+    """After rm -rf .deepseek under a running server the next requests make the rollback possible again."""
+    deployment = deploy("USE_ASYNC_DEEPSEEK=1\n")
+    (deployment.root / "soon.conf.py").write_text(LOOKS_SOON)
+    with serving(deployment.gunicorn(config="soon.conf.py"), WEB_CONCURRENCY="1", **upstream) as server:
+        (old,) = workers(server)
+        shutil.rmtree(deployment.root / ".deepseek")
+        said = f"toggle: gunicorn {server.pid} runs here and has not testified"
+        for verb in ("status", "disable"):
+            assert deployment.refused(verb).startswith(said)
+
+        def has_testified():
+            assert server.ask("GET", "/health").status_code == 200
+            return (deployment.root / ".deepseek").exists()
+
+        eventually(has_testified)
+        code, lines, error = deployment.toggle("disable")
+        (new,) = workers(server)
+        assert (code, error, new != old) == (0, "", True)
+        assert lines[0].endswith(f", worker {old} async")
+        assert lines[1].endswith(f", worker {new} sync")
 
 
 def test_wrong_setting(deployed):
@@ -206,11 +236,10 @@ def test_wrong_setting(deployed):
     deployment, server = deployed
     before, text = workers(server), deployment.env_file.read_text()
     deployment.env_file.write_text(f"{text}LLM_BATCH_LIMIT=five\n")
-    code, lines, error = deployment.toggle(server, "disable")
+    code, lines, error = deployment.toggle("disable")
     assert (code, lines) == (2, [])
     assert error == (
-        "toggle-async: a reload would end the server: "
-        "LLM_BATCH_LIMIT='five': need a whole number from 1 to 10000\n"
+        "toggle: a reload would end the server: LLM_BATCH_LIMIT='five': need a whole number from 1 to 10000\n"
     )
     assert deployment.env_file.read_text() == f"{text}LLM_BATCH_LIMIT=five\n"
     deployment.env_file.write_text(text)
@@ -226,53 +255,49 @@ def test_two_deployments(deploy, serving, deployed):
         sandbox = set(server.processes()) - workers(server) - {server.pid}
         assert len(sandbox) == 1
         before, others = workers(server), workers(other)
-        code, lines, error = deployment.toggle(server, "disable")
+        code, lines, error = deployment.toggle("disable")
         assert (code, error) == (0, "")
-        assert lines[0].startswith("before: .env enabled (USE_ASYNC_DEEPSEEK not set), worker ")
+        assert lines[0].startswith("before: .env async (USE_ASYNC_DEEPSEEK not set), worker ")
         assert deployment.env_file.read_text() == f"WEB_API_TOKEN={TOKEN}\nUSE_ASYNC_DEEPSEEK=0\n"
         assert (status(server)["async_enabled"], status(other)["async_enabled"]) == (False, True)
         assert (workers(other), workers(server) & before) == (others, set())
         assert sandbox < set(server.processes())
 
 
-@pytest.mark.parametrize(
-    ("options", "variables", "why"),
-    [
-        (
-            [],
-            {"USE_ASYNC_DEEPSEEK": "1"},
-            "USE_ASYNC_DEEPSEEK='1' is in the environment of the running server",
-        ),
-        (["--preload"], {}, "the server runs with --preload, which froze its settings"),
-    ],
-    ids=["shadowed", "preload"],
-)
-def test_deaf_server(deploy, serving, upstream, options, variables, why):
-    """A server that would not hear is not reloaded: the variable in its environment, or --preload."""
+def test_deaf_server(deploy, serving, upstream):
+    """A server that has the variable in its environment would not hear, and is not reloaded."""
     deployment = deploy("USE_ASYNC_DEEPSEEK=1\n")
-    command = deployment.gunicorn(*options, **variables)
-    with serving(command, WEB_CONCURRENCY="1", **upstream) as server:
+    why = "USE_ASYNC_DEEPSEEK='1' is in the environment of the running server"
+    with serving(deployment.gunicorn(USE_ASYNC_DEEPSEEK="1"), WEB_CONCURRENCY="1", **upstream) as server:
         before = workers(server)
-        assert deployment.refused(server, "disable").startswith(f"toggle-async: {why}")
+        assert deployment.refused("disable").startswith(f"toggle: {why}")
         assert workers(server) == before
         assert not (deployment.root / ".env.bak").exists()
-        code, lines, error = deployment.toggle(server, "status")
-        assert (code, lines[1], error) == (0, f"worker {max(before)} enabled", "")
+        code, lines, error = deployment.toggle("status")
+        assert (code, error) == (0, "")
+        assert lines[1].startswith(f"worker {max(before)}: async")
         assert why in lines[2]
 
 
-def test_frozen_unnoticed(deploy, serving, upstream):
-    """A server that is frozen in a way that nobody can see reports the old mode, and .env is put back."""
+def test_preloaded_server(deploy, serving, upstream):
+    """A preloaded server hears no reload: .env is written for its next start, which status asks for until it came."""
     deployment = deploy("USE_ASYNC_DEEPSEEK=1\n")
-    own = deployment.root / "own.conf.py"
-    own.write_text('exec(open("webapp/gunicorn.conf.py").read())\npreload_app = True\n')
-    with serving(deployment.gunicorn(config="own.conf.py"), WEB_CONCURRENCY="1", **upstream) as server:
+    command = deployment.gunicorn("--preload")
+    with serving(command, WEB_CONCURRENCY="1", **upstream) as server:
         before = workers(server)
-        error = deployment.refused(server, "disable")
-        (new,) = workers(server)
-        assert new not in before
-        assert error.startswith(f"toggle-async: worker {new} started with the old mode: ")
-        assert error.endswith("; .env is as it was\n")
+        code, lines, error = deployment.toggle("status")
+        assert (code, error) == (0, "")
+        assert "was started with preload" in lines[2]
+        for verb in ("disable", "status"):
+            code, _, error = deployment.toggle(verb)
+            assert code == 1
+            assert "was started with preload and hears no SIGHUP: restart it" in error
+            assert workers(server) == before
+        assert deployment.env_file.read_text() == "USE_ASYNC_DEEPSEEK=0\n"
+    with serving(command, WEB_CONCURRENCY="1", **upstream):
+        code, lines, error = deployment.toggle("status")
+        assert (code, error) == (0, "")
+        assert "sync" in lines[1]
 
 
 def test_old_worker_lingers(deploy, serving, eventually):
@@ -285,13 +310,14 @@ def test_old_worker_lingers(deploy, serving, eventually):
             sandbox.script([{"fault": "hang"}])
             chat = threads.submit(server.post, "/api/llm/chat", {"prompt": "x"})
             sandbox.wait_until(lambda stats: stats["in_flight"] == 1)
-            code, lines, error = deployment.toggle(server, "disable", "--wait", "1.5")
+            code, lines, error = deployment.toggle("disable", "--wait", "1.5")
             assert (code, error.count("\n")) == (1, 1)
             assert f"old worker {old} did not leave within 1.5 s" in error
-            assert re.search(rf"worker {old} did not answer", lines[0])
+            # It is busy with its one call, and has told its mode all the same.
+            assert lines[0].endswith(f"worker {old} async")
             assert deployment.env_file.read_text() == "USE_ASYNC_DEEPSEEK=0\n"
             assert old in workers(server)
             sandbox.stop()
             assert chat.result(GIVE_UP_S).json()["code"] == "connection_failed"
-            eventually(lambda: deployment.toggle(server, "status")[0] == 0)
+            eventually(lambda: deployment.toggle("status")[0] == 0)
             assert old not in workers(server)

@@ -5,14 +5,16 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
 
 import pytest
-from support.blocking import Blocked, Deaf, counts, entered, in_child, until
+from support.blocking import Blocked, Deaf, counts, entered, held_elsewhere, in_child, until
 
 from deepseek_client import DeadlineExceeded, Overloaded, WorkerPool
+from deepseek_client.engines import inline
 
-GIVE_UP_S = 5.0
+GIVE_UP_S = 20.0
 
 
 @pytest.fixture
@@ -33,6 +35,39 @@ async def test_a_nested_call_on_a_full_pool_does_not_wait_for_itself(depth):
     assert await asyncio.wait_for(pool.run(nested, pool, depth), GIVE_UP_S) == 0
     assert counts(pool) == (0, 0)
     pool.close()
+
+
+def over_a_loop(pool: WorkerPool, function: Callable[[], int]) -> int:
+    return asyncio.run(pool.run(function))
+
+
+def in_the_own_thread(pool: WorkerPool, function: Callable[[], int]) -> int:
+    return inline.run(pool, function)
+
+
+WAYS = [over_a_loop, in_the_own_thread]
+
+
+@pytest.mark.parametrize("outer", WAYS, ids=lambda way: way.__name__)
+@pytest.mark.parametrize("middle", WAYS, ids=lambda way: way.__name__)
+@pytest.mark.parametrize("inner", WAYS, ids=lambda way: way.__name__)
+async def test_no_way_into_a_full_pool_waits_for_itself(outer, middle, inner):
+    """Calls inside of each other, each awaited or in its own thread, all get through a pool of one worker."""
+    pool = WorkerPool(workers=1, queue_limit=10)
+
+    def nest() -> int:
+        return outer(pool, lambda: middle(pool, lambda: inner(pool, lambda: counts(pool)[0])))
+
+    assert await asyncio.wait_for(asyncio.to_thread(nest), GIVE_UP_S) == 1
+    assert counts(pool) == (0, 0)
+    pool.close()
+
+
+async def test_a_nested_call_in_the_own_thread_counts_where_there_is_room(pool):
+    """With a slot to spare a nested inline.run takes it, for other calls may come meanwhile."""
+    inner = await pool.run(lambda: inline.run(pool, lambda: counts(pool)))
+    assert inner == (2, 0)
+    assert counts(pool) == (0, 0)
 
 
 async def test_a_nested_call_borrows_an_idle_worker(pool):
@@ -177,18 +212,5 @@ def test_a_fork_in_the_middle_of_calls_leaves_the_child_all_slots(pool):
 
 def test_a_fork_while_the_lock_is_held_does_not_hang_the_child(pool):
     """A child forked while another thread is inside the pool's lock can use the pool."""
-    holding, done = threading.Event(), threading.Event()
-
-    def hold() -> None:
-        with pool._changed:
-            holding.set()
-            assert done.wait(GIVE_UP_S)
-
-    holder = threading.Thread(target=hold)
-    holder.start()
-    assert holding.wait(GIVE_UP_S)
-    try:
+    with held_elsewhere(pool._changed):
         in_child(lambda: asyncio.run(pool.run(int)))
-    finally:
-        done.set()
-        holder.join(GIVE_UP_S)

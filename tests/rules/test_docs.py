@@ -1,21 +1,20 @@
-import ast
-import os
+"""What the documents and .env.example say of the settings, held against the code."""
+
+import io
 import re
-import textwrap
 from collections.abc import Mapping
-from pathlib import Path
 
 import dotenv
 import pytest
+from support.documents import CHINESE, DEPLOYMENT, LIBRARY, README, ROOT, blocks, codes_in, tables
 
 from deepseek_client import ConfigError, DeepSeekClient, Settings
 
-ROOT = Path(__file__).parents[2]
-README = ROOT / "README.md"
 ENV_EXAMPLE = ROOT / ".env.example"
 
-# Read by the legacy client and by gunicorn's settings; `Settings` does not know them.
+# Read by the legacy client, by the testimonies and by gunicorn's settings; `Settings` does not know them.
 READ_ELSEWHERE = {
+    "DEEPSEEK_RUN_DIR": "",
     "DEEPSEEK_VERBOSE": "0",
     "HOST": "127.0.0.1",
     "PORT": "5000",
@@ -28,7 +27,11 @@ PROBES = (
     "http://probe",
     "7",
     "json",
+    "redis://probe",
+    "probe:7",
+    "loop",
 )  # one of them is a legal value of each variable and not its default
+NEEDED = {"LLM_ACCOUNT_LIMIT": {"CELERY_BROKER_URL": "redis://probe"}}  # beside the variable itself
 
 
 class Recorder(Mapping):
@@ -59,7 +62,7 @@ def default_of(variable):
     """The default of the setting that changes with the variable, as one writes it in an environment."""
     for probe in PROBES:
         try:
-            changed = vars(Settings.from_env({variable: probe}))
+            changed = vars(Settings.from_env({variable: probe, **NEEDED.get(variable, {})}))
         except ConfigError:
             continue
         for field, default in vars(Settings()).items():
@@ -78,9 +81,12 @@ def documented_defaults():
 
 
 def settings_table():
-    """README's rows | `NAME` | default | meaning |, in order."""
-    rows = re.findall(r"^\| *`([A-Z][A-Z0-9_]*)` *\|([^|\n]*)\|([^\n]*)\|[ \t]*$", readme(), re.MULTILINE)
-    return [(name, default.strip().strip("`"), meaning.strip()) for name, default, meaning in rows]
+    """The rows of both settings tables: variable, default, meaning, document."""
+    return [
+        (codes_in(name)[0], default.strip("`"), meaning, document)
+        for document in (LIBRARY, DEPLOYMENT)
+        for name, default, meaning in tables(document)["variable"]
+    ]
 
 
 def env_example():
@@ -90,23 +96,6 @@ def env_example():
     return [(match[1], match[2].strip()) for match in found if match]
 
 
-def readme():
-    """The README's text."""
-    return README.read_text(encoding="utf-8")
-
-
-def blocks(language):
-    """README's fenced code blocks of a language, without a common indentation."""
-    pattern = rf"^([ \t]*)```{language}[ \t]*\n(.*?)^\1```[ \t]*$"
-    return [textwrap.dedent(body) for _, body in re.findall(pattern, readme(), re.MULTILINE | re.DOTALL)]
-
-
-def commands():
-    """The lines of README's sh blocks that call a command of ours."""
-    lines = [line.strip().removeprefix("$ ") for block in blocks("sh") for line in block.splitlines()]
-    return [line for line in lines if line.startswith("bin/")]
-
-
 def test_legacy_client_knows_the_verbose_switch(monkeypatch):
     """DEEPSEEK_VERBOSE is read by the legacy client and not by Settings, so this file names it itself."""
     monkeypatch.delenv("DEEPSEEK_VERBOSE", raising=False)
@@ -114,19 +103,19 @@ def test_legacy_client_knows_the_verbose_switch(monkeypatch):
     assert "DEEPSEEK_VERBOSE" in DeepSeekClient._call_openai.__code__.co_consts
 
 
-def test_readme_names_each_setting_once():
-    """The table has a row for each variable that is read, and for no other."""
+def test_documents_name_each_setting_once():
+    """The two tables together have a row for each variable that is read, and for no other."""
     assert sorted(name for name, *_ in settings_table()) == sorted(documented_defaults())
 
 
-def test_readme_has_the_right_defaults():
-    """The table's defaults are the code's; an empty cell is an empty default."""
-    assert {name: default for name, default, _ in settings_table()} == documented_defaults()
+def test_documents_have_the_right_defaults():
+    """The tables' defaults are the code's; an empty cell is an empty default."""
+    assert {name: default for name, default, *_ in settings_table()} == documented_defaults()
 
 
-def test_readme_says_what_each_setting_means():
+def test_documents_say_what_each_setting_means():
     """No row without a meaning."""
-    assert [name for name, _, meaning in settings_table() if not meaning] == []
+    assert [name for name, _, meaning, _ in settings_table() if not meaning] == []
 
 
 def test_env_example_names_each_setting_once():
@@ -153,21 +142,15 @@ def test_env_example_copied_changes_nothing():
     assert Settings.from_env(dotenv.dotenv_values(ENV_EXAMPLE)) == Settings()
 
 
-def test_commands_of_the_readme_exist():
-    """What the sh blocks call as bin/... is there and executable."""
-    programs = {command.split()[0] for command in commands()}
-    assert programs, "README shows no command"
-    assert [program for program in sorted(programs) if not os.access(ROOT / program, os.X_OK)] == []
-
-
-def test_python_of_the_readme_compiles():
-    """Each python block is Python; `await` may stand at its top level, as in `python -m asyncio`."""
-    assert blocks("python"), "README shows no Python"
-    for block in blocks("python"):
-        compile(block, str(README), "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT, dont_inherit=True)
-
-
 @pytest.mark.parametrize("name", ["LLM_MAX_WORKERS", "DEEPSEEK_API_KEY", "USE_ASYNC_DEEPSEEK"])
 def test_settings_are_asked_for_by_name(name):
     """The recording finds the variables: these are among them."""
     assert name in variables_read()
+
+
+def test_settings_in_ini_blocks_are_accepted():
+    """What the documents write into `.env` changes a setting."""
+    for document in (README, CHINESE):
+        for block in blocks(document, "ini"):
+            values = dotenv.dotenv_values(stream=io.StringIO(block.text))
+            assert Settings.from_env(values) != Settings()

@@ -16,9 +16,13 @@ EXPORTS = [
     "AsyncDeepSeekClient",
     "AsyncFacade",
     "DeepSeekClient",
+    "EndedCall",
     "Settings",
     "WorkerPool",
+    "asyncify",
+    "call_options",
     "get_default_client",
+    "per_thread",
     *errors.__all__,
 ]
 
@@ -150,3 +154,22 @@ def test_public_class_says_who_may_call_it(cls):
     """A public class that is neither an exception nor pure data has a `Threads:` section."""
     lines = inspect.cleandoc(own_docstring(cls)).splitlines()
     assert any(line.startswith("Threads:") for line in lines), "who may call it, from which thread?"
+
+
+def test_application_uses_the_public_api_alone():
+    """Our application imports from the library only what any deployment may: names in `__all__`, and the version."""
+    for file in sorted((ROOT / "webapp").rglob("*.py")):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                assert not [alias.name for alias in node.names if alias.name.startswith("deepseek_client")], (
+                    file
+                )
+            elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("deepseek_client"):
+                # gunicorn's configuration may not load Flask: it reads .env where the extension does.
+                rooms = {
+                    *("deepseek_client", "deepseek_client.flask"),
+                    "deepseek_client.settings_file",
+                }
+                assert node.module in rooms, (file, node.module)
+                public = {*importlib.import_module(node.module).__all__, "__version__"}
+                assert {alias.name for alias in node.names} <= public, file

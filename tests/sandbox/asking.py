@@ -5,7 +5,7 @@ import json
 import socket
 from pathlib import Path
 
-GIVE_UP_S = 5
+GIVE_UP_S = 20
 KEY = "sk-test_KEY"
 ROOT = Path(__file__).parents[2]
 OFF = {"type": "disabled"}

@@ -244,7 +244,7 @@ def test_script_can_be_cleared(sandbox, http_):
 @pytest.mark.parametrize(
     ("body", "said"),
     [
-        ("[]", "body: need a JSON object, got list"),
+        ("[]", 'body: need {"replies": [...]}, got list'),
         ("{", "body: need a JSON object"),
         ("{}", "replies=None: need a list"),
         ('{"replies": [], "more": 1}', "'more' is unknown; known: replies"),

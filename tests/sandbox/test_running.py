@@ -40,6 +40,19 @@ def test_entry_overrides_the_latency(http_):
         assert [ask(http_, sandbox).status_code for _ in faults] == [200, 500, 200]
 
 
+def test_what_has_arrived_counts():
+    """A request that lies in the sandbox's socket when it is asked for its stats, or reset, counts as received."""
+    for forgets in (False, True):
+        with running() as sandbox, socket.create_connection(("127.0.0.1", sandbox.port)) as caller:
+            is_free = threading.Event()
+            sandbox._loop.call_soon_threadsafe(is_free.wait, GIVE_UP_S)
+            caller.sendall(raw_request())
+            threading.Timer(0.05, is_free.set).start()  # while the line below waits
+            if forgets:
+                sandbox.reset()
+            assert sandbox.stats()["requests"] == (0 if forgets else 1)
+
+
 def test_long_wait_drips_blank_lines(http_):
     """A reply that takes longer than the interval is preceded by blank lines, without a Content-Length."""
     with running(SandboxConfig(port=0, latency_ms=50, blank_line_every_s=0.015)) as sandbox:
@@ -205,7 +218,7 @@ def test_wrong_arguments(arguments, said, capsys):
         main(arguments)
     captured = capsys.readouterr()
     assert stopped.value.code == 2
-    assert captured.err.startswith("sandbox: error: ")
+    assert captured.err.startswith("sandbox: ")
     assert said in captured.err
     assert captured.err.count("\n") == 1
     assert captured.out == ""
@@ -214,7 +227,7 @@ def test_wrong_arguments(arguments, said, capsys):
 def test_port_in_use(sandbox, capsys):
     """A port that is taken exits with 1 and one line that names the address."""
     assert main(["--port", str(sandbox.port)]) == 1
-    said = f"sandbox: error: cannot listen on 127.0.0.1:{sandbox.port}: {os.strerror(errno.EADDRINUSE)}\n"
+    said = f"sandbox: cannot listen on 127.0.0.1:{sandbox.port}: {os.strerror(errno.EADDRINUSE)}\n"
     assert capsys.readouterr().err == said
 
 

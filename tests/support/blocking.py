@@ -7,11 +7,17 @@ import os
 import threading
 import time
 import traceback
-from collections.abc import Callable
+import weakref
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
 
 from deepseek_client import WorkerPool
 
-GIVE_UP_S = 5.0
+GIVE_UP_S = 20.0
 
 
 class Blocked:
@@ -61,9 +67,53 @@ async def until(fact: Callable[[], bool]) -> None:
         await asyncio.sleep(0)
 
 
+@asynccontextmanager
+async def other_task() -> AsyncIterator[SimpleNamespace]:
+    """Another task of the event loop, which runs in each of its turns; `count` says how often it has."""
+    turns = SimpleNamespace(count=0)
+
+    async def run() -> None:
+        while True:
+            turns.count += 1
+            await asyncio.sleep(0)
+
+    running = asyncio.create_task(run())
+    try:
+        yield turns
+    finally:
+        running.cancel()
+
+
 def counts(pool: WorkerPool) -> tuple[int, int]:
     stats = pool.stats()
     return stats["busy"], stats["queued"]
+
+
+def leaving_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lets the test end the calls of this process, and the tests after it make calls again."""
+    monkeypatch.setattr("deepseek_client.engines.shared._defaults", {})
+    monkeypatch.setattr("deepseek_client.engines.threads._pools", weakref.WeakSet())
+    monkeypatch.setattr("deepseek_client.calls.ending.is_ending", False)
+
+
+@contextmanager
+def held_elsewhere(lock: AbstractContextManager[Any]) -> Iterator[None]:
+    """Another thread is inside of the lock for as long as the block lasts."""
+    holding, done = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with lock:
+            holding.set()
+            assert done.wait(GIVE_UP_S)
+
+    holder = threading.Thread(target=hold)
+    holder.start()
+    assert holding.wait(GIVE_UP_S)
+    try:
+        yield
+    finally:
+        done.set()
+        holder.join(GIVE_UP_S)
 
 
 def in_child(work: Callable[[], None]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,6 +11,18 @@ from flask.testing import FlaskClient
 from prometheus_client.parser import text_string_to_metric_families
 
 from deepseek_client import AsyncDeepSeekClient, Settings
+
+
+class TheirClient:
+    """What a deployment has: a blocking client of its own."""
+
+    def __init__(self) -> None:
+        self.threads: list[str] = []
+
+    def chat(self, prompt: str) -> dict[str, str]:
+        self.threads.append(threading.current_thread().name)
+        return {"text": f"their {prompt}"}
+
 
 UNKNOWN = {"intent": "unknown", "slots": {}, "allowed": True, "reason": ""}
 

@@ -11,15 +11,48 @@ from typing import Any
 import requests
 
 from deepseek_client.wire import adapter
-from deepseek_client.wire.exchange import Exchange
+from deepseek_client.wire.exchange import Exchange, Rules
 
-GIVE_UP_S = 5.0
+GIVE_UP_S = 20.0
+
+
+RULES = Rules(reply_limit_bytes=100_000, stays_at_origin=True)
 
 
 def exchanged(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Exchange:
     """The exchange of one call of the function, after it ended."""
     adapter.install()
-    return Exchange("x", functools.partial(function, *args, **kwargs), lambda exchange: exchange)()
+    exchange: Exchange = Exchanged(functools.partial(function, *args, **kwargs), rules=RULES)()
+    return exchange
+
+
+class Exchanged(Exchange):
+    """An exchange that runs one function, and keeps what that returned or raised.
+
+    Args:
+        judge: called with this exchange after the function ended; gives what calling the exchange gives.
+    """
+
+    def __init__(
+        self,
+        function: Callable[[], Any],
+        judge: Callable[[Any], Any] = lambda exchange: exchange,
+        **options: Any,
+    ) -> None:
+        super().__init__(**options)
+        self.function = function
+        self.judge = judge
+        self.result: Any = None
+        self.raised: Exception | None = None
+
+    def __call__(self) -> Any:
+        if self.aborted is None:
+            try:
+                with self:
+                    self.result = self.function()
+            except Exception as exc:
+                self.raised = exc
+        return self.judge(self)
 
 
 def ask(url: str, model: str = "deepseek-flash") -> requests.Response:
@@ -30,6 +63,12 @@ def ask(url: str, model: str = "deepseek-flash") -> requests.Response:
         json={"model": model, "messages": [{"role": "user", "content": "hi"}], "max_tokens": 50},
         timeout=GIVE_UP_S,
     )
+
+
+class _Listening(http.server.ThreadingHTTPServer):
+    request_queue_size = 128  # more than the usual 5 at once would try again after one second, then three
+    daemon_threads = True
+    block_on_close = False
 
 
 class Server:
@@ -60,9 +99,7 @@ class Server:
             def log_message(self, *args: Any) -> None:
                 pass
 
-        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._server.daemon_threads = True
-        self._server.block_on_close = False
+        self._server = _Listening(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self._server.server_port}"
         threading.Thread(target=self._server.serve_forever, args=(0.01,), daemon=True).start()
 

@@ -18,9 +18,9 @@ FACTS = {"method": "chat", "mode": "async", "outcome": "ok", "attempts": 2, "wai
 def outside():
     """No test leaves its id or its hooks to the next one."""
     token = request_id._current.set(None)
-    hooks = events._hooks
+    hooks = events.listeners
     yield
-    events._hooks = hooks
+    events.listeners = hooks
     request_id._current.reset(token)
 
 
@@ -31,8 +31,10 @@ def written(capsys, as_json, log):
     logger = logging.getLogger("game")
     logger.setLevel(logging.INFO)
     logger.addHandler(handler)
-    log(logger)
-    logger.removeHandler(handler)
+    try:
+        log(logger)
+    finally:
+        logger.removeHandler(handler)
     return capsys.readouterr().err
 
 
@@ -57,6 +59,113 @@ def test_what_was_typed_makes_no_line_of_its_own(capsys):
             logger.exception("failed")
 
     assert written(capsys, False, fail).count("\n") > 3
+
+
+CONTROLS = [*map(chr, [*range(0x20), *range(0x7F, 0xA0)]), *"\u2028\u2029\u202a\u202e\u2066\u2069"]
+
+
+@pytest.mark.parametrize("as_json", [False, True], ids=["text", "json"])
+def test_a_terminal_shows_control_characters_and_obeys_none(capsys, as_json):
+    """Escape sequences, line and paragraph separators and turned-around text are escaped, in tracebacks too."""
+
+    def log(logger):
+        logger.warning("a%sz", "".join(CONTROLS))
+        try:
+            raise ValueError("b" + "".join(CONTROLS) + "z")
+        except ValueError:
+            logger.exception("failed")
+
+    text = written(capsys, as_json, log)
+    assert [character for character in text if character in CONTROLS and character != "\n"] == []
+    if as_json:
+        assert [json.loads(line)["message"] for line in text.split("\n")[:2]] == [
+            f"a{''.join(CONTROLS)}z",
+            "failed",
+        ]
+    else:
+        assert "\\x1b" in text
+        assert "\\x9b" in text
+        assert "\\u2028" in text
+        assert "a\\x00" in text.split("\n")[0]
+
+
+@pytest.mark.parametrize("as_json", [False, True], ids=["text", "json"])
+def test_a_long_message_is_cut(capsys, as_json):
+    """A reason phrase of 60 kB makes 4,000 characters and says how many are missing; so does one in a traceback."""
+    reason = "\x1b[31mred" * 7500
+
+    def log(logger):
+        logger.error("the API answered %s", reason)
+        try:
+            raise ValueError(reason)
+        except ValueError:
+            logger.exception("failed")
+
+    text = written(capsys, as_json, log)
+    assert f"... ({len('the API answered ' + reason) - 4000} more characters)" in text
+    assert f"... ({len('ValueError: ' + reason) - 4000} more characters)" in text
+    assert len(text) < 30_000
+    assert "\x1b" not in text
+
+
+def test_a_long_traceback_is_cut(capsys):
+    """An exception whose text has a hundred thousand lines does not fill the log with them."""
+
+    def log(logger):
+        try:
+            raise ValueError("x\n" * 100_000)
+        except ValueError:
+            logger.exception("failed")
+
+    text = written(capsys, False, log)
+    assert len(text) < 45_000
+    assert "more characters)" in text.splitlines()[-1]
+
+
+def test_a_cut_leaves_no_part_of_a_secret(capsys):
+    """A secret that lies where a message is cut is masked as a whole."""
+    text = written(capsys, False, lambda logger: logger.error("x" * 3990 + KEY))
+    assert "quoted" not in text
+    assert "***" in text
+
+
+def test_handlers_do_not_disturb_each_other(capsys):
+    """What this handler escapes and cuts another one gets whole, and what another has formatted is escaped here."""
+    seen = []
+    other = logging.Handler()
+    other.setFormatter(logging.Formatter())
+    other.emit = lambda record: seen.append((record.exc_text, other.format(record)))
+
+    def log(logger):
+        logger.addHandler(other)
+        logger.handlers += logger.handlers[:1]  # before it and after it
+        try:
+            raise ValueError("x\x1b" * 3000)
+        except ValueError:
+            logger.exception("failed")
+        finally:
+            logger.handlers[1:] = []
+
+    text = written(capsys, False, log)
+    ((cached, whole),) = seen
+    assert cached is None
+    assert "x\x1b" * 3000 in whole
+    assert text.count("Traceback") == 2
+    assert "\x1b" not in text
+
+
+def test_the_legacy_client_s_own_lines(capsys):
+    """What the legacy client itself logs of a failure is escaped and cut as any line."""
+
+    def log(logger):
+        legacy = logging.getLogger("deepseek_client.client")
+        legacy.addHandler(logger.handlers[0])
+        legacy.error("DeepSeek API error: %s", "\x1b]0;x\x07" * 9000)
+        legacy.removeHandler(logger.handlers[0])
+
+    text = written(capsys, False, log)
+    assert "deepseek_client.client: DeepSeek API error: \\x1b]0;x\\x07" in text
+    assert "more characters)" in text
 
 
 def test_json_in_another_encoding(monkeypatch):
@@ -142,6 +251,26 @@ def test_a_call_is_one_line(caplog, error, usage, changed):
     assert record.levelname == "INFO"
     assert record.facts == facts
     assert record.getMessage() == " ".join(f"{name}={value}" for name, value in facts.items())
+
+
+def test_a_note_is_quoted(caplog):
+    """What an operator should know beside is the last word of the line, and a field; without one there is neither."""
+    logs.install()
+    caplog.set_level(logging.INFO, "deepseek_client.calls")
+    note = 'the deadline of 5 s is shorter than the client\'s "timeout"'
+    emit(CallFinished("chat", "async", 0.25, 1.5, None, {"total_tokens": 18}, 2, note))
+    (record,) = caplog.records
+    assert record.facts == {**FACTS, "note": note}
+    assert record.getMessage().endswith(f"tokens=18 note={json.dumps(note)}")
+
+
+def test_a_stream_says_when_its_first_chunk_came(caplog):
+    """The line of a stream has the time to its first chunk; that of another call has no such word."""
+    logs.install()
+    caplog.set_level(logging.INFO, "deepseek_client.calls")
+    emit(CallFinished("talk", "async", 0.25, 1.5, None, {}, 1, first_chunk_s=0.5))
+    emit(CallFinished("talk", "async", 0.25, 1.5, None, {}, 1))
+    assert [record.facts.get("first_chunk_ms") for record in caplog.records] == [500, None]
 
 
 def test_other_events_are_no_lines(caplog):

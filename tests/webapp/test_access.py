@@ -2,7 +2,7 @@ from dataclasses import replace
 
 import pytest
 
-from webapp import create_app
+from webapp.app import create_app
 
 TOKEN = "s3cret-token"
 
@@ -53,4 +53,27 @@ def test_without_a_setting_everybody_may_ask(settings):
     """A deployment without a token answers as before, whatever the header says."""
     client = create_app(settings).test_client()
     headers = {"Authorization": "Bearer anything"}
+    assert client.post("/api/llm/chat", json={"prompt": "x"}, headers=headers).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {},
+        {"Sec-Fetch-Site": "none"},
+        {"Origin": "http://localhost"},
+        # Behind a proxy the name in the Host header may be another than the browser's.
+        {"Sec-Fetch-Site": "same-origin", "Origin": "https://game.example"},
+    ],
+    ids=["no_browser", "typed", "same_host", "behind_a_proxy"],
+)
+def test_page_of_its_own(settings, headers):
+    """Without a token a program and a page of the server's own may ask."""
+    answer = create_app(settings).test_client().post("/api/llm/chat", json={"prompt": "x"}, headers=headers)
+    assert answer.status_code == 200
+
+
+def test_token_opens_from_elsewhere(client):
+    """With the token a page of another site may ask: nobody else could have given it that."""
+    headers = {"Authorization": f"Bearer {TOKEN}", "Sec-Fetch-Site": "cross-site"}
     assert client.post("/api/llm/chat", json={"prompt": "x"}, headers=headers).status_code == 200

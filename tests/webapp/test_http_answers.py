@@ -2,31 +2,14 @@ import logging
 from pathlib import Path
 
 import pytest
-from flask import Flask
 
-import deepseek_client
-from deepseek_client import DeepSeekError, Settings
-from webapp import SharedLoop, answers, create_app
+from deepseek_client import Settings
+from webapp.app import create_app
 
-KEY = "sk-SECRET-0123456789"
+pytestmark = pytest.mark.usefixtures("each_engine")
+
+KEY = "sk-SECRET-0123-tail"
 UPSTREAM_TEXT = f"Authentication Fails, Your api key: {KEY} is invalid, see /srv/upstream/gateway.py"
-
-# Source: section 6 of the design, as data. Class: (code, status).
-ERROR_TABLE = {
-    "ConfigError": ("not_configured", 500),
-    "InvalidRequest": ("invalid_request", 400),
-    "Overloaded": ("overloaded", 503),
-    "DeadlineExceeded": ("deadline_exceeded", 504),
-    "CircuitOpen": ("circuit_open", 503),
-    "PoolClosed": ("closing", 503),
-    "UpstreamRejected": ("upstream_rejected", 502),
-    "AuthenticationFailed": ("authentication_failed", 502),
-    "InsufficientBalance": ("insufficient_balance", 502),
-    "RateLimited": ("rate_limited", 503),
-    "UpstreamUnavailable": ("upstream_unavailable", 502),
-    "ConnectionFailed": ("connection_failed", 502),
-    "BadReply": ("bad_reply", 502),
-}
 
 
 def status_fault(status, **headers):
@@ -118,15 +101,6 @@ def client(sandbox):
     """A client of the app over the sandbox, with a key that must never be seen."""
     env = {"DEEPSEEK_API_KEY": KEY, "DEEPSEEK_BASE_URL": sandbox.url, "LLM_MAX_ATTEMPTS": "1"}
     return create_app(Settings.from_env(env)).test_client()
-
-
-@pytest.fixture
-def app():
-    """A small app with the error table alone."""
-    app = Flask("small")
-    SharedLoop(app)
-    answers.init_app(app)
-    return app
 
 
 def inside_of(answer, *more):
@@ -222,52 +196,8 @@ def test_nobody_listens(path, body):
     assert inside_of(answer) == []
 
 
-def test_table_is_complete():
-    """Every class of the error tree has its row in the table of the design."""
-    classes = {name for name in deepseek_client.__all__ if _is_error(getattr(deepseek_client, name))}
-    assert classes - {"DeepSeekError"} == set(ERROR_TABLE)
-
-
-def _is_error(thing):
-    return isinstance(thing, type) and issubclass(thing, DeepSeekError)
-
-
 @pytest.mark.parametrize("asynchronous", [True, False], ids=["async_view", "sync_view"])
-@pytest.mark.parametrize("name", ERROR_TABLE)
-def test_error_table(app, name, asynchronous):
-    """Each class of the error tree is answered with its code, status and sentence, from any view."""
-    error = getattr(deepseek_client, name)("One sentence.")
-
-    def view():
-        raise error
-
-    async def view_async():
-        raise error
-
-    app.add_url_rule("/", view_func=view_async if asynchronous else view)
-    answer = app.test_client().get("/")
-    code, status = ERROR_TABLE[name]
-    assert answer.get_json() == {"error": "One sentence.", "code": code, "text": ""}
-    assert (answer.status_code, answer.content_type) == (status, "application/json")
-    assert answer.headers.get("Retry-After") == ("1" if status == 503 else None)
-
-
-@pytest.mark.parametrize("name", [name for name, (_, status) in ERROR_TABLE.items() if status == 503])
-@pytest.mark.parametrize(
-    ("retry_after_s", "header"), [(None, "1"), (0, "1"), (0.2, "1"), (2.0, "2"), (2.1, "3"), (-4, "1")]
-)
-def test_retry_after(app, name, retry_after_s, header):
-    """Retry-After is what the error knows, in whole seconds and never less than 1."""
-
-    @app.get("/")
-    def view():
-        raise getattr(deepseek_client, name)("One sentence.", retry_after_s=retry_after_s)
-
-    assert app.test_client().get("/").headers["Retry-After"] == header
-
-
-@pytest.mark.parametrize("asynchronous", [True, False], ids=["async_view", "sync_view"])
-def test_unexpected_exception(app, asynchronous, caplog):
+def test_unexpected_exception(settings, asynchronous, caplog):
     """An exception that nobody foresaw is a 500 in JSON that tells nothing of it; the log tells it all."""
 
     def view():
@@ -276,6 +206,7 @@ def test_unexpected_exception(app, asynchronous, caplog):
     async def view_async():
         raise RuntimeError(UPSTREAM_TEXT)
 
+    app = create_app(settings)
     app.add_url_rule("/", view_func=view_async if asynchronous else view)
     with caplog.at_level(logging.ERROR):
         answer = app.test_client().get("/")
@@ -291,7 +222,7 @@ def test_defect_of_ours(client, monkeypatch, path):
     def broken(*args, **kwargs):
         raise TypeError(UPSTREAM_TEXT)
 
-    monkeypatch.setattr("deepseek_client.facade.outcome_of", broken)
+    monkeypatch.setattr("deepseek_client.deepseek.outcome_of", broken)
     body = {"prompt": "x", "utterance": "x", "requests": [{"prompt": "x"}]}
     answer = client.post(f"/api/llm/{path}", json=body)
     assert (answer.status_code, answer.get_json()) == (500, UNEXPECTED)
@@ -344,3 +275,23 @@ def test_doubled_slashes_are_not_redirected(client):
     """A path with doubled slashes is a 404, not a redirect that repeats whatever Host header came."""
     answer = client.post("//api/llm//chat", json={"prompt": "x"}, headers={"Host": "evil.example"})
     assert (answer.status_code, answer.get_json()["code"]) == (404, "not_found")
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [
+        ("GET", "/health", 200),
+        ("GET", "/no/such", 404),
+        ("DELETE", "/api/llm/chat", 405),
+        ("POST", "/api/llm/chat", 400),
+    ],
+)
+def test_every_answer_is_sealed(client, method, path, status):
+    """Errors too have an id, and say that browsers must neither render, embed nor keep them."""
+    answer = client.open(path, method=method)
+    assert answer.status_code == status
+    assert len(answer.headers["X-Request-ID"]) == 32
+    assert answer.headers["X-Content-Type-Options"] == "nosniff"
+    assert answer.headers["Cache-Control"] == "no-store"
+    assert answer.headers["Content-Security-Policy"] == "default-src 'none'; frame-ancestors 'none'"
+    assert answer.headers["Referrer-Policy"] == "no-referrer"

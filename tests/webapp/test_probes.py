@@ -8,10 +8,11 @@ from support.clients import counted
 
 from deepseek_client import Settings, __version__
 from deepseek_client.sandbox import running
-from webapp import create_app
+from webapp.app import create_app
+from webapp.extensions import deepseek
 
-GIVE_UP_S = 5
-KEY = "sk-SECRET-0123456789"
+GIVE_UP_S = 20
+KEY = "sk-SECRET-0123-tail"
 
 
 @pytest.fixture
@@ -98,7 +99,8 @@ def test_ready_with_an_open_breaker(settings, sandbox, enabled):
 
 def test_ready_without_async(full):
     """With USE_ASYNC_DEEPSEEK=0 no call needs a slot, so a full pool is ready."""
-    settings = full.application.extensions["llm_settings"]
+    with full.application.app_context():
+        settings = deepseek.settings
     answer = create_app(replace(settings, use_async=False)).test_client().get("/ready")
     assert (answer.status_code, answer.get_json()) == (200, {"status": "ready"})
 
@@ -113,6 +115,7 @@ def test_status(client, sandbox):
         "api_key_configured": True,
         "version": __version__,
         "async_enabled": True,
+        "engine": "threads",
         "pid": os.getpid(),
         "upstream": "sandbox",
     }

@@ -15,13 +15,14 @@ import pytest
 import requests
 import trustme
 from requests.adapters import HTTPAdapter
-from support.serving import GIVE_UP_S, ask, exchanged, reply
+from support.serving import GIVE_UP_S, Exchanged, ask, exchanged, reply
 from urllib3 import Retry
 
-from deepseek_client import AsyncDeepSeekClient, DeadlineExceeded, Settings
+from deepseek_client import AsyncDeepSeekClient, DeadlineExceeded, Settings, call_options
 from deepseek_client.sandbox import RunningSandbox, SandboxConfig, running
-from deepseek_client.wire import adapter, connections
-from deepseek_client.wire.exchange import Exchange
+from deepseek_client.wire import adapter as transport
+from deepseek_client.wire import connections, waiting
+from deepseek_client.wire.exchange import Interrupted, Rules
 
 
 @pytest.fixture(scope="module")
@@ -64,21 +65,21 @@ def unanswering() -> Iterator[tuple[str, int]]:
 class Running:
     """An exchange in a thread of its own."""
 
-    def __init__(self, function: Callable[[], Any]) -> None:
-        adapter.install()
-        self.exchange = Exchange("x", function, lambda exchange: exchange)
+    def __init__(self, function: Callable[[], Any], rules: Rules = Rules()) -> None:  # noqa: B008  # immutable
+        transport.install()
+        self.exchange = Exchanged(function, lambda exchange: exchange, rules=rules)
         self._thread = threading.Thread(target=self.exchange, daemon=True)
         self._thread.start()
 
     def blocked_in(self, phase: str) -> Running:
         """Waits until the thread has a socket to block on in this phase."""
         for _ in range(int(GIVE_UP_S * 1000)):
-            if self.exchange.phase == phase and self.exchange._sockets:
+            if self.exchange.phase == phase and self.exchange.sockets:
                 return self
             self._thread.join(0.001)
         raise AssertionError(f"never {phase}: {self.exchange.phase}, {self.exchange.error!r}")
 
-    def aborted(self) -> Exchange:
+    def aborted(self) -> Exchanged:
         """Aborts it; fails if its thread does not come back although nothing on the wire has moved."""
         self.exchange.abort("cancelled")
         self._thread.join(GIVE_UP_S)
@@ -97,6 +98,25 @@ class TestAbort:
             exchange = Running(lambda: requests.get(url, timeout=60)).blocked_in("connecting").aborted()
         assert isinstance(exchange.error, requests.ConnectionError)
         assert not exchange.sent
+
+    def test_no_socket_is_left_behind(self, monkeypatch):
+        """An attempt whose end its client cannot catch closes its socket, and leaves that to no garbage collection."""
+        made: list[socket.socket] = []
+
+        class Noted(connections.WatchedSocket):
+            def __init__(self, *args: Any) -> None:
+                super().__init__(*args)
+                made.append(self)
+
+        def get() -> None:
+            with suppress(Interrupted):
+                requests.get(url, timeout=60)
+
+        monkeypatch.setattr(connections, "WatchedSocket", Noted)
+        with unanswering() as address:
+            url = f"http://127.0.0.1:{address[1]}"
+            Running(get, Rules(may_catch_end=False)).blocked_in("connecting").aborted()
+        assert [sock.fileno() for sock in made] == [-1]
 
     def test_while_shaking_hands(self):
         """A server that accepts and never answers the TLS handshake does not hold the thread."""
@@ -143,7 +163,7 @@ class TestAbort:
     def test_before_it_began(self, sandbox):
         """An exchange that was aborted before its turn does not call its method."""
         called: list[int] = []
-        exchange = Exchange("x", lambda: called.append(1), lambda exchange: exchange.aborted)
+        exchange = Exchanged(lambda: called.append(1), lambda exchange: exchange.aborted)
         exchange.abort("deadline")
         assert exchange() == "deadline"
         assert called == []
@@ -163,8 +183,8 @@ class TestAbort:
                 exchange.abort("cancelled")
             return outcomes
 
-        adapter.install()
-        exchange = Exchange("x", stubborn, lambda exchange: exchange.result)
+        transport.install()
+        exchange = Exchanged(stubborn, lambda exchange: exchange.result)
         assert exchange() == ["answered", "failed"]
         assert len(server.requests) == 1
 
@@ -179,7 +199,7 @@ class TestAbort:
 
     def test_the_first_reason_counts(self):
         """A second abort changes nothing."""
-        exchange = Exchange("x", int, lambda exchange: exchange.aborted)
+        exchange = Exchanged(int, lambda exchange: exchange.aborted)
         exchange.abort("deadline")
         exchange.abort("closing")
         assert exchange() == "deadline"
@@ -244,8 +264,8 @@ class TestDeadline:
         box.script([{"fault": fault}])
         settings = Settings(api_key="sk-test", base_url=box.url)
         client = AsyncDeepSeekClient(settings=settings, errors="raise")
-        with pytest.raises(DeadlineExceeded):
-            client.chat("hi", deadline_s=0.1)
+        with pytest.raises(DeadlineExceeded), call_options(deadline_s=0.1):
+            client.chat("hi")
         box.wait_until(lambda stats: stats["in_flight"] == 0)
 
     def test_connecting_ends(self):
@@ -253,27 +273,27 @@ class TestDeadline:
         with unanswering() as address:
             url = f"http://127.0.0.1:{address[1]}"
             client = AsyncDeepSeekClient(settings=Settings(api_key="k", base_url=url), errors="raise")
-            with pytest.raises(DeadlineExceeded):
-                client.chat("hi", deadline_s=0.1)
+            with pytest.raises(DeadlineExceeded), call_options(deadline_s=0.1):
+                client.chat("hi")
 
     def test_every_address_shares_the_deadline(self, monkeypatch):
         """A host with many addresses that do not answer has the deadline once, not once for each."""
         with unanswering() as address:
             found = (socket.AF_INET, socket.SOCK_STREAM, 0, "", address)
             asked: list[float] = []
-            wait = connections.wait_for_write
+            wait = waiting.wait_for_write
 
             def counting(sock: socket.socket, timeout_s: float) -> bool:
                 asked.append(timeout_s)
                 return wait(sock, timeout_s)
 
             monkeypatch.setattr(socket, "getaddrinfo", lambda *args: [found] * 5)
-            monkeypatch.setattr(connections, "wait_for_write", counting)
+            monkeypatch.setattr(waiting, "wait_for_write", counting)
             client = AsyncDeepSeekClient(
                 settings=Settings(api_key="k", base_url="http://many.test"), errors="raise"
             )
-            with pytest.raises(DeadlineExceeded):
-                client.chat("hi", deadline_s=0.1)
+            with pytest.raises(DeadlineExceeded), call_options(deadline_s=0.1):
+                client.chat("hi")
         assert sum(asked) < 0.2
 
     def test_an_upload_in_pieces_ends(self):
@@ -281,8 +301,7 @@ class TestDeadline:
         with closing(socket.create_server(("127.0.0.1", 0))) as deaf:
             url = f"http://127.0.0.1:{deaf.getsockname()[1]}"
             pieces = (bytes(1_000_000) for _ in range(1000))
-            exchange = Exchange(
-                "x",
+            exchange = Exchanged(
                 lambda: requests.post(url, data=pieces, timeout=60),
                 lambda exchange: exchange,
                 deadline=time.monotonic() + 0.1,
@@ -292,7 +311,8 @@ class TestDeadline:
     def test_a_deadline_does_not_stay_with_the_connection(self, box):
         """A call without a deadline, on a connection that one with a deadline used, has its own timeout."""
         settings = Settings(api_key="sk-test", base_url=box.url)
-        AsyncDeepSeekClient(settings=settings, errors="raise").chat("hi", deadline_s=2.0)
+        with call_options(deadline_s=2.0):
+            AsyncDeepSeekClient(settings=settings, errors="raise").chat("hi")
         timeouts: list[float | None] = []
 
         def look() -> None:

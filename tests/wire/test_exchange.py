@@ -1,78 +1,47 @@
-"""Exchange: keeps what a method did, and knows which code belongs to it."""
+"""Exchange: keeps what the wire saw, and knows which code belongs to it."""
 
 from __future__ import annotations
 
 import threading
 
-import pytest
+import requests
+from support.serving import Exchanged
 
 from deepseek_client.wire.exchange import Exchange, current
 
 
-def kept(exchange: Exchange) -> None:
-    """A judge that lets the exchange speak for itself."""
-
-
-def test_the_result_is_kept():
-    """An exchange keeps what its method returned, and when it began and ended."""
-    exchange = Exchange("double", lambda: 42, kept)
+def test_it_knows_when_it_ended():
+    """An exchange has no end while its method runs, and has one after it, also when the method raised."""
+    ends: list[float | None] = []
+    exchange = Exchanged(lambda: ends.append(exchange.ended))
     exchange()
-    assert exchange.result == 42
-    assert exchange.raised is None
-    assert exchange.began is not None
+    assert ends == [None]
     assert exchange.ended is not None
-    assert exchange.began <= exchange.ended
-
-
-def test_an_exception_is_kept_and_not_raised():
-    """An exchange does not raise what its method raised: that is the judge's to decide."""
-
-    def fail() -> None:
-        raise LookupError("x")
-
-    exchange = Exchange("fail", fail, kept)
-    exchange()
-    assert isinstance(exchange.raised, LookupError)
-    assert exchange.result is None
-
-
-def test_the_judge_decides():
-    """What the judge returns or raises is the outcome; it sees the ended exchange and runs in its thread."""
-
-    def judge(exchange: Exchange) -> str:
-        assert exchange.ended is not None
-        if exchange.raised is not None:
-            raise exchange.raised
-        return f"{exchange.result} in {threading.current_thread().name}"
-
-    own = threading.current_thread().name
-    assert Exchange("x", lambda: "done", judge)() == f"done in {own}"
-    with pytest.raises(ZeroDivisionError):
-        Exchange("x", lambda: 1 // 0, judge)()
+    assert Exchanged(lambda: 1 // 0)().ended is not None
 
 
 def test_code_inside_finds_its_exchange():
     """current() is the exchange inside the method, also nested, and None before and after."""
     seen: list[Exchange | None] = []
-    inner = Exchange("inner", lambda: seen.append(current()), kept)
+    inner = Exchanged(lambda: seen.append(current()))
 
     def look() -> None:
         seen.append(current())
         inner()
         seen.append(current())
 
-    outer = Exchange("outer", look, kept)
+    outer = Exchanged(look)
     assert current() is None
     outer()
     assert current() is None
     assert seen == [outer, inner, outer]
 
 
-def test_an_unrecorded_exchange_is_invisible():
-    """With record=False the outcome is kept, but the transport finds no exchange, not even an outer one."""
+def test_an_unseen_exchange_is_invisible():
+    """With is_seen=False the wire finds no exchange, not even an outer one."""
     seen: list[Exchange | None] = []
-    inner = Exchange("inner", lambda: seen.append(current()), kept, record=False)
-    Exchange("outer", inner, kept)()
+    inner = Exchanged(lambda: seen.append(current()), is_seen=False)
+    Exchanged(inner)()
     assert seen == [None]
     assert inner.ended is not None
 
@@ -86,16 +55,25 @@ def test_other_threads_do_not_see_it():
         thread.start()
         thread.join()
 
-    Exchange("start", start, kept)()
+    Exchanged(start)()
     assert seen == [None]
 
 
 def test_only_the_last_request_counts():
     """A further request forgets what was known of the one before."""
-    exchange = Exchange("x", int, kept)
+    exchange = Exchange()
     exchange.begin_request("/one")
-    exchange.status, exchange.error, exchange.body = 500, OSError(), b"x"
-    exchange.retry_after = "3"
+    exchange.response, exchange.error, exchange.body = requests.Response(), OSError(), b"x"
     exchange.begin_request("/two")
     assert (exchange.requests, exchange.path) == (2, "/two")
-    assert (exchange.status, exchange.error, exchange.body, exchange.retry_after) == (None, None, None, None)
+    assert (exchange.status, exchange.response, exchange.error, exchange.body) == (None, None, None, None)
+
+
+def test_late_is_what_ended_at_the_deadline_or_after():
+    """An exchange is late when its method ended at its deadline or later; never without a deadline."""
+    exchange = Exchange(deadline=100.0)
+    for exchange.ended, is_late in ((99.9, False), (100.0, True), (None, False)):
+        assert exchange.is_late() is is_late
+    exchange.deadline = None
+    exchange.ended = 1e9
+    assert not exchange.is_late()

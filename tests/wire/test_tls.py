@@ -158,7 +158,7 @@ class TestTrust:
     def test_a_refused_certificate_is_connection_failed(self, server):
         """A call to a server that is not trusted is ConnectionFailed, and the request never left."""
         client = AsyncDeepSeekClient(settings=Settings(api_key="k", base_url=server), errors="raise")
-        with pytest.raises(ConnectionFailed, match="The TLS connection to the API failed"):
+        with pytest.raises(ConnectionFailed, match="The certificate of the API is not trusted"):
             client.chat("hi")
         assert not get(server).sent
 

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
 from typing import Any
 
-from flask import Blueprint, current_app, request
+from flask import Blueprint, request
+from werkzeug.exceptions import MethodNotAllowed
 
-from deepseek_client import AsyncDeepSeekClient, BadReply, DeepSeekError, InvalidRequest, Settings
+from deepseek_client import BadReply, DeepSeekError, InvalidRequest
+from deepseek_client.flask import problem_of
 
-from ..answers import problem_of
 from ..bodies import entries_in, flag_in, object_from, parse_input_in, prompt_in
+from ..extensions import deepseek
 
 __all__ = ["llm"]
 
@@ -20,37 +20,43 @@ llm = Blueprint("llm", __name__, url_prefix="/api/llm")
 
 @llm.route("/chat", methods=["GET", "POST"])
 def chat() -> dict[str, Any]:
+    if (
+        request.method == "HEAD"
+    ):  # Flask gives it to each route with GET; nobody would read the answer of the call
+        raise MethodNotAllowed(["GET", "OPTIONS", "POST"])
     body = object_from(request)
-    prompt = prompt_in(body, _settings().prompt_limit)
-    if flag_in(body, "async", True) and _settings().use_async:
-        return {**_on_loop(_client().chat_async)(prompt), "mode": "async"}
-    return {**_client().chat(prompt), "mode": "sync"}
+    prompt = prompt_in(body, deepseek.settings.prompt_limit)
+    if flag_in(body, "async", True) and deepseek.settings.use_async:
+        return {**deepseek.wait(deepseek.client.chat_async(prompt)), "mode": "async"}
+    return {**deepseek.client.chat(prompt), "mode": "sync"}
 
 
 @llm.post("/chat/sync")
 def chat_sync() -> dict[str, Any]:
-    return _client().chat(prompt_in(object_from(request), _settings().prompt_limit))
+    prompt = prompt_in(object_from(request), deepseek.settings.prompt_limit)
+    return {**deepseek.client.chat(prompt)}
 
 
 @llm.post("/parse")
 def parse() -> dict[str, Any]:
-    utterance, context = parse_input_in(object_from(request), _settings().prompt_limit)
-    answer = _on_loop(_client().parse_async) if _settings().use_async else _client().parse
-    result: dict[str, Any] = answer(utterance, context)
-    return result
+    utterance, context = parse_input_in(object_from(request), deepseek.settings.prompt_limit)
+    return {**deepseek.wait(deepseek.client.parse_async(utterance, context))}
 
 
 @llm.post("/parse/sync")
 def parse_sync() -> dict[str, Any]:
-    return _client().parse(*parse_input_in(object_from(request), _settings().prompt_limit))
+    utterance, context = parse_input_in(object_from(request), deepseek.settings.prompt_limit)
+    return {**deepseek.client.parse(utterance, context)}
 
 
 @llm.post("/batch")
 def batch() -> dict[str, Any]:
-    entries = entries_in(object_from(request), _settings().batch_limit)
+    entries = entries_in(object_from(request), deepseek.settings.batch_limit)
     outcomes = [_prompt_or_error(entry) for entry in entries]
     prompts = [outcome for outcome in outcomes if isinstance(outcome, str)]
-    answers = iter(_on_loop(_chat_many)(prompts) if _settings().use_async else _chat_each(prompts))
+    # One deadline for all: the web server ends a request that takes much longer.
+    answers = iter(deepseek.wait(deepseek.client.chat_many_async(
+        prompts, return_exceptions=True, deadline_s=deepseek.settings.deadline_s)))  # fmt: skip
     results = [_result(next(answers) if isinstance(outcome, str) else outcome) for outcome in outcomes]
     successful = sum(result["success"] for result in results)
     return {
@@ -61,43 +67,11 @@ def batch() -> dict[str, Any]:
     }
 
 
-def _client() -> AsyncDeepSeekClient:
-    client: AsyncDeepSeekClient = current_app.extensions["llm_client"]
-    return client
-
-
-def _settings() -> Settings:
-    settings: Settings = current_app.extensions["llm_settings"]
-    return settings
-
-
-def _on_loop(func: Callable[..., Any]) -> Callable[..., Any]:
-    """A blocking twin of an async function: Flask's own bridge, which SharedLoop carries."""
-    return current_app.ensure_sync(func)
-
-
-async def _chat_many(prompts: list[str]) -> list[Any]:
-    # One deadline for all: the web server ends a request that takes much longer.
-    return await _client().chat_many_async(prompts, return_exceptions=True, deadline_s=_settings().deadline_s)
-
-
-def _chat_each(prompts: list[str]) -> list[Any]:
-    """The same without pool and loop: one after the other in this thread, within the same deadline."""
-    deadline = time.monotonic() + _settings().deadline_s
-    answers: list[Any] = []
-    for prompt in prompts:
-        try:
-            answers.append(_client().chat(prompt, deadline_s=max(0.0, deadline - time.monotonic())))
-        except DeepSeekError as exc:
-            answers.append(exc)
-    return answers
-
-
 def _prompt_or_error(entry: Any) -> str | InvalidRequest:
     try:
         if not isinstance(entry, dict):
             raise InvalidRequest('The entry is not an object: need {"prompt": "..."}.')
-        return prompt_in(entry, _settings().prompt_limit)
+        return prompt_in(entry, deepseek.settings.prompt_limit)
     except InvalidRequest as exc:
         return exc
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["LEVELS", "Finding"]
+from .texts import TEXTS
+
+__all__ = ["LEVELS", "Finding", "found"]
 
 LEVELS = ("error", "warning", "hint")
 
@@ -20,6 +22,8 @@ class Finding:
         what: the matter, with the values that are in question.
         why: what it leads to.
         remedy: what to do.
+
+    Threads: immutable.
     """
 
     level: str
@@ -27,3 +31,10 @@ class Finding:
     what: str
     why: str
     remedy: str
+
+
+def found(code: str, **values: object) -> Finding:
+    """Returns the finding of this code and, behind a slash, this variant, with the values in its texts."""
+    level, *texts = TEXTS[code]
+    what, why, remedy = (text.format_map(values) for text in texts)
+    return Finding(level, code.partition("/")[0], what, why, remedy)

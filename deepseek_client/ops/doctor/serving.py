@@ -5,39 +5,43 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-from deepseek_client import Settings
-from webapp.routes.probes import is_loopback
-
-from .finding import Finding
-from .situation import Situation
+from ...settings import Settings, is_loopback
+from .finding import Finding, found
+from .situation import Server, Situation
 
 __all__ = ["examine_serving"]
 
 _PROXY_WAITS_S = 60  # nginx's proxy_read_timeout and a load balancer's idle timeout, by default
+_DOCKER_WAITS_S = 10  # `docker stop`, by default
 _CALL_S = 1.0  # an answer of a large model seldom takes less
 _OTHER_FILES = 64  # of a worker process: listener, logs, metrics, requests
 
 
 def examine_serving(situation: Situation) -> Iterator[Finding]:
     """The findings of this module."""
-    yield from _public(situation)
-    yield from _timeouts(situation)
-    yield from _preload(situation)
-    yield from _concurrency(situation)
-    yield from _batch(situation)
-    yield from _open_files(situation)
+    server, settings = situation.server, situation.settings
+    if server:
+        if situation.is_webapp:
+            yield from _public(server, settings)
+        yield from _timeouts(server, settings.deadline_s)
+        yield from _surroundings(server, situation.is_container)
+        if server.preload_app:
+            yield found("preload")
+        if settings.use_async:
+            yield from _concurrency(server, settings)
+        yield from _open_files(server, situation)
+    elif not situation.refusals:
+        yield found("no_server")
+    if settings.deadline_s >= _PROXY_WAITS_S:
+        yield found("proxy_timeout", deadline_s=settings.deadline_s, proxy_s=_PROXY_WAITS_S)
+    if situation.is_webapp:
+        yield from _batch(settings)
 
 
-def _public(situation: Situation) -> Iterator[Finding]:
-    public = [bind for bind in situation.server.bind if not _is_local(bind)]
-    if public and not situation.settings.web_api_token:
-        yield Finding(
-            "warning",
-            "public_without_token",
-            f"{', '.join(public)} can be reached from other machines, and WEB_API_TOKEN is blank.",
-            "Whoever reaches the port makes calls at your account's expense.",
-            "Set WEB_API_TOKEN; or HOST=127.0.0.1, behind a proxy that asks who calls.",
-        )
+def _public(server: Server, settings: Settings) -> Iterator[Finding]:
+    public = [bind for bind in server.bind if not _is_local(bind)]
+    if public and not settings.web_api_token:
+        yield found("public_without_token", binds=", ".join(public))
 
 
 def _is_local(bind: str) -> bool:
@@ -46,90 +50,45 @@ def _is_local(bind: str) -> bool:
     return is_loopback(bind.rpartition(":")[0].strip("[]"))
 
 
-def _timeouts(situation: Situation) -> Iterator[Finding]:
-    server, deadline_s = situation.server, situation.settings.deadline_s
+def _timeouts(server: Server, deadline_s: float) -> Iterator[Finding]:
     if server.is_sync and 0 < server.timeout <= deadline_s:
-        yield Finding(
-            "warning",
-            "worker_timeout",
-            f"gunicorn's timeout of {server.timeout:g} s is not above LLM_DEADLINE_S={deadline_s:g}.",
-            "It kills a sync worker in the middle of a slow call, whose caller gets no answer instead of a 504.",
-            f"Take --timeout out of GUNICORN_CMD_ARGS, or make it {math.ceil(deadline_s) + 10}.",
-        )
+        needed_s = math.ceil(deadline_s) + 10
+        yield found("worker_timeout", timeout_s=server.timeout, deadline_s=deadline_s, needed_s=needed_s)
     if server.graceful_timeout < deadline_s:
-        yield Finding(
-            "warning",
-            "graceful_timeout",
-            f"gunicorn's graceful timeout of {server.graceful_timeout:g} s is below LLM_DEADLINE_S={deadline_s:g}.",
-            "A reload or a stop cuts calls that are in flight, and what they cost is lost.",
-            f"Take --graceful-timeout out of GUNICORN_CMD_ARGS, or make it {math.ceil(deadline_s) + 5}.",
+        timeout_s, needed_s = server.graceful_timeout, math.ceil(deadline_s) + 5
+        yield found("graceful_timeout", timeout_s=timeout_s, deadline_s=deadline_s, needed_s=needed_s)
+
+
+def _surroundings(server: Server, is_container: bool) -> Iterator[Finding]:
+    """What stops the server, or stands before it, with a patience of its own."""
+    if is_container and server.graceful_timeout > _DOCKER_WAITS_S:
+        needed_s = math.ceil(server.graceful_timeout) + 5
+        yield found(
+            "container_stop", timeout_s=server.graceful_timeout, waits_s=_DOCKER_WAITS_S, needed_s=needed_s
         )
-    if deadline_s >= _PROXY_WAITS_S:
-        yield Finding(
-            "hint",
-            "proxy_timeout",
-            f"LLM_DEADLINE_S={deadline_s:g} is as long as proxies usually wait, {_PROXY_WAITS_S} s.",
-            "The proxy answers 504 first, and the call goes on for nobody.",
-            "Let it wait longer (nginx: proxy_read_timeout), or lower LLM_DEADLINE_S.",
-        )
+    is_public = not all(map(_is_local, server.bind))
+    if is_public and not server.is_sync and 0 < server.keepalive <= _PROXY_WAITS_S:
+        needed_s = _PROXY_WAITS_S + 15
+        yield found("keepalive", keepalive_s=server.keepalive, balancer_s=_PROXY_WAITS_S, needed_s=needed_s)
 
 
-def _preload(situation: Situation) -> Iterator[Finding]:
-    if situation.server.preload_app:
-        yield Finding(
-            "warning",
-            "preload",
-            "gunicorn loads the application before it forks (--preload).",
-            "SIGHUP then reads neither new code nor a new .env: bin/toggle-async cannot roll back.",
-            "Take --preload out of GUNICORN_CMD_ARGS.",
-        )
+def _concurrency(server: Server, settings: Settings) -> Iterator[Finding]:
+    workers = settings.max_workers
+    if server.is_sync and workers > Settings.max_workers:
+        yield found("one_at_a_time", workers=workers, processes=server.workers)
+    if not server.is_sync and server.threads > workers:
+        yield found("threads_over_workers", threads=server.threads, workers=workers)
 
 
-def _concurrency(situation: Situation) -> Iterator[Finding]:
-    server, settings = situation.server, situation.settings
-    if not settings.use_async:
-        return
-    if server.is_sync and settings.max_workers > Settings.max_workers:
-        yield Finding(
-            "hint",
-            "one_at_a_time",
-            f"LLM_MAX_WORKERS={settings.max_workers} on sync workers is of use to batches only.",
-            "A sync worker serves one request at a time, so routes of one prompt have "
-            f"{server.workers} calls in flight on this host, however many threads the pools have.",
-            "Send several prompts to /api/llm/batch, hand them to a task queue, or set WEB_THREADS (gthread).",
-        )
-    if not server.is_sync and server.threads > settings.max_workers:
-        yield Finding(
-            "hint",
-            "threads_over_workers",
-            f"WEB_THREADS={server.threads} take requests, LLM_MAX_WORKERS={settings.max_workers} make calls.",
-            f"Of each process's calls {settings.max_workers} run at a time, the rest wait in the queue.",
-            f"Set LLM_MAX_WORKERS={server.threads} if that many calls shall run at once.",
-        )
-
-
-def _batch(situation: Situation) -> Iterator[Finding]:
-    settings = situation.settings
+def _batch(settings: Settings) -> Iterator[Finding]:
+    prompts, deadline_s = settings.batch_limit, settings.deadline_s
     width = settings.max_workers if settings.use_async else 1
-    call_s = settings.deadline_s / math.ceil(settings.batch_limit / width)
+    call_s = deadline_s / math.ceil(prompts / width)
     if call_s < _CALL_S:
-        yield Finding(
-            "hint",
-            "large_batch",
-            f"A batch of LLM_BATCH_LIMIT={settings.batch_limit}, {width} at a time, leaves each call {call_s:.2g} s.",
-            f"All of a batch share one LLM_DEADLINE_S={settings.deadline_s:g}; what is not done by then fails.",
-            "Lower LLM_BATCH_LIMIT, or raise LLM_MAX_WORKERS or LLM_DEADLINE_S.",
-        )
+        yield found("large_batch", prompts=prompts, width=width, call_s=call_s, deadline_s=deadline_s)
 
 
-def _open_files(situation: Situation) -> Iterator[Finding]:
-    settings, server = situation.settings, situation.server
-    need = settings.max_workers + server.threads + _OTHER_FILES
+def _open_files(server: Server, situation: Situation) -> Iterator[Finding]:
+    need = situation.settings.max_workers + server.threads + _OTHER_FILES
     if 0 < situation.open_files < need:  # RLIM_INFINITY is negative
-        yield Finding(
-            "warning",
-            "open_files",
-            f"A worker process may need {need} open files and is allowed {situation.open_files}.",
-            "Each call in flight has a connection; beyond the limit calls fail with connection_failed.",
-            f"Raise the limit (ulimit -n, systemd: LimitNOFILE) to {need} or more, or lower LLM_MAX_WORKERS.",
-        )
+        yield found("open_files", need=need, allowed=situation.open_files)

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import ipaddress
+import netrc
 import os
 from collections.abc import Iterator
+from importlib.util import find_spec
 from urllib.parse import urlsplit
+from urllib.request import proxy_bypass_environment  # type: ignore[attr-defined]  # typeshed has no such name
 
-import requests.utils
-
-from deepseek_client import Settings
-from deepseek_client.models import RETIRED
-from webapp.routes.probes import is_loopback
-
-from .finding import Finding
+from ...models import RETIRED
+from ...settings import Settings, is_loopback
+from .finding import Finding, found
 from .situation import Situation
 
 __all__ = ["examine_upstream"]
@@ -28,90 +28,43 @@ _LEGACY_MAX_TOKENS = 200
 def examine_upstream(situation: Situation) -> Iterator[Finding]:
     """The findings of this module; asks nothing of the network."""
     yield from _key(situation)
-    yield from _model(situation)
+    yield from _model(situation.settings)
     yield from _account_limit(situation)
-    yield from _deadline(situation)
+    yield from _deadline(situation.settings)
+    if situation.settings.engine == "loop":
+        yield found("loop_engine/missing" if find_spec("greenlet") is None else "loop_engine")
     if situation.settings.api_key:  # without one the sandbox answers, whatever the address
-        yield from _address(situation)
+        yield from _address(situation.settings.base_url)
         yield from _way(situation)
 
 
 def _key(situation: Situation) -> Iterator[Finding]:
     settings = situation.settings
     if not settings.api_key:
-        yield Finding(
-            "hint",
-            "no_key",
-            "DEEPSEEK_API_KEY is blank.",
-            "bin/serve answers from the local sandbox, gunicorn alone with 500 (not_configured).",
-            "Set it in .env to talk to DeepSeek.",
-        )
+        yield found("no_key" if situation.is_webapp else "no_key/library")
     if settings.api_key and settings.api_key == settings.web_api_token:
-        yield Finding(
-            "warning",
-            "token_is_key",
-            "WEB_API_TOKEN is the same as DEEPSEEK_API_KEY.",
-            "Every caller then knows the key of your account.",
-            "Make up another token.",
-        )
+        yield found("token_is_key")
     for name in ("DEEPSEEK_API_KEY", "WEB_API_TOKEN", "DEEPSEEK_MODEL"):
         value = situation.get(name)
         if len(value) > 1 and value[0] == value[-1] and value[0] in "'\"":
-            yield Finding(
-                "warning",
-                "quoted",
-                f"{name} begins and ends with a quotation mark.",
-                "The marks are sent too: `docker --env-file` and systemd keep them where a shell takes them away.",
-                "Set it without them.",
-            )
+            yield found("quoted", name=name)
     if situation.get("DEEPSEEK_VERBOSE") == "1":
-        yield Finding(
-            "hint",
-            "verbose",
-            "DEEPSEEK_VERBOSE=1 logs prompts and replies.",
-            "What users write may be personal.",
-            "Set it back to 0 when you have seen enough.",
-        )
+        yield found("verbose")
 
 
-def _model(situation: Situation) -> Iterator[Finding]:
-    settings = situation.settings
+def _model(settings: Settings) -> Iterator[Finding]:
     model = settings.model or _LEGACY_MODEL
     if not _is_deepseek(settings):
         return
     if model in RETIRED and not settings.transport:
-        yield Finding(
-            "error",
-            "retired_model",
-            f"DEEPSEEK_TRANSPORT=0 sends the retired model {model} as it is.",
-            "The API refuses it: every call comes back blank.",
-            "Set DEEPSEEK_TRANSPORT=1, which sends its successor.",
-        )
+        yield found("retired_model/refused", model=model)
         return
     if settings.model in RETIRED:
-        yield Finding(
-            "hint",
-            "retired_model",
-            f"DEEPSEEK_MODEL={model} is retired.",
-            f"It goes out as deepseek-flash with thinking {RETIRED[model]}.",
-            f"Leave DEEPSEEK_MODEL blank, which means {_LEGACY_MODEL}.",
-        )
+        yield found("retired_model", model=model, thinking=RETIRED[model])
     if model in _IN_FLIGHT or RETIRED.get(model) == "enabled":
-        yield Finding(
-            "warning",
-            "thinking_model",
-            f"{model} thinks before it answers, and the client allows {_LEGACY_MAX_TOKENS} tokens for both.",
-            "Thinking usually uses them up: the reply is blank and the call fails with bad_reply.",
-            "Leave DEEPSEEK_MODEL blank: deepseek-flash without thinking.",
-        )
+        yield found("thinking_model", model=model, tokens=_LEGACY_MAX_TOKENS)
     elif model not in RETIRED:
-        yield Finding(
-            "hint",
-            "unknown_model",
-            f"DEEPSEEK_MODEL={model} is not among the models that this release knows.",
-            "If the API does not know it either, every call fails with upstream_rejected.",
-            f"Check the name ({', '.join(_IN_FLIGHT)}), or leave it blank.",
-        )
+        yield found("unknown_model", model=model, known=", ".join(_IN_FLIGHT))
 
 
 def _is_deepseek(settings: Settings) -> bool:
@@ -121,114 +74,91 @@ def _is_deepseek(settings: Settings) -> bool:
 
 
 def _account_limit(situation: Situation) -> Iterator[Finding]:
-    settings, server = situation.settings, situation.server
-    if urlsplit(settings.base_url).hostname != _HOST:
+    settings, server, hosts = situation.settings, situation.server, situation.hosts
+    if server is None or urlsplit(settings.base_url).hostname != _HOST:
         return
     limit = _IN_FLIGHT.get(settings.model, _IN_FLIGHT["deepseek-flash"])
+    name = "LLM_MAX_WORKERS" if settings.use_async else "gunicorn's threads"
     each = settings.max_workers if settings.use_async else server.threads
-    calls = situation.hosts * server.workers * each
-    if calls > limit:
-        name = "LLM_MAX_WORKERS" if settings.use_async else "WEB_THREADS"
-        fitting = limit // (situation.hosts * server.workers)
-        yield Finding(
-            "warning",
+    calls = hosts * server.workers * each
+    if calls > limit and not 0 < settings.account_limit <= limit:
+        fitting = max(1, limit // (hosts * server.workers))
+        yield found(
             "account_limit",
-            f"{situation.hosts} (hosts) x {server.workers} (WEB_CONCURRENCY) x {each} ({name}) = {calls} calls in "
-            f"flight; an account may have {limit}.",
-            "The API refuses the rest with 429 (rate_limited), also for other users of the account.",
-            f"Lower {name} to {fitting}, or WEB_CONCURRENCY." if fitting else "Lower WEB_CONCURRENCY.",
+            hosts=hosts,
+            processes=server.workers,
+            each=each,
+            name=name,
+            calls=calls,
+            limit=limit,
+            fitting=fitting,
         )
 
 
-def _deadline(situation: Situation) -> Iterator[Finding]:
-    settings = situation.settings
+def _deadline(settings: Settings) -> Iterator[Finding]:
     pause_s, deadline_s = settings.read_timeout_s, settings.deadline_s
     if not settings.transport:
-        yield Finding(
-            "hint",
-            "no_transport",
-            "DEEPSEEK_TRANSPORT=0: nothing is installed below the legacy client.",
-            "A running call cannot be ended, so a slow one keeps its thread beyond the deadline; failures come back as "
-            "blank text, and LLM_READ_TIMEOUT_S does nothing.",
-            "Set it back to 1 once what it was set for is over.",
-        )
+        yield found("no_transport")
     elif pause_s is not None and pause_s >= deadline_s:
-        yield Finding(
-            "hint",
-            "read_timeout",
-            f"LLM_READ_TIMEOUT_S={pause_s:g} is not below LLM_DEADLINE_S={deadline_s:g}.",
-            "The deadline always comes first: the setting does nothing but switch the client's own timeout off.",
-            "Lower it, or leave it if that is what you want.",
-        )
+        yield found("read_timeout/useless", pause_s=pause_s, deadline_s=deadline_s)
     elif pause_s is None and deadline_s > Settings.deadline_s:
-        yield Finding(
-            "hint",
-            "read_timeout",
-            f"LLM_DEADLINE_S={deadline_s:g}, but the client gives up when a reply pauses for "
-            f"{_LEGACY_READ_TIMEOUT_S} s.",
-            "An API that sends nothing while it thinks ends calls as connection_failed long before the deadline.",
-            "Set LLM_READ_TIMEOUT_S to the pause that you accept.",
-        )
+        yield found("read_timeout/missing", pause_s=_LEGACY_READ_TIMEOUT_S, deadline_s=deadline_s)
 
 
-def _address(situation: Situation) -> Iterator[Finding]:
-    url = situation.settings.base_url
+def _address(url: str) -> Iterator[Finding]:
     if urlsplit(url).path.endswith("/completions"):
-        yield Finding(
-            "error",
-            "base_url",
-            f"DEEPSEEK_BASE_URL={url} ends with the path of a call.",
-            "The client appends /chat/completions to it: the API answers 404.",
-            "Leave that part out.",
-        )
+        yield found("base_url", url=url)
     if urlsplit(url).scheme == "http" and not is_loopback(urlsplit(url).hostname or ""):
-        yield Finding(
-            "warning",
-            "key_in_clear",
-            f"DEEPSEEK_BASE_URL={url} is not https.",
-            "The key and all prompts cross the network in clear.",
-            "Use https, unless the network between is yours alone.",
-        )
+        yield found("key_in_clear", url=url)
 
 
 def _way(situation: Situation) -> Iterator[Finding]:
-    url = situation.settings.base_url
-    parts = urlsplit(url)
+    parts = urlsplit(situation.settings.base_url)
     host = parts.hostname or ""
-    if is_loopback(host) and (name := _proxy_for(situation, url)):
-        yield Finding(
-            "error",
-            "loopback_proxy",
-            f"{name} sends calls for {host} through a proxy.",
-            "It looks for that address on its own machine: every call fails.",
-            f"Add {host} to NO_PROXY.",
-        )
-    # What each call asks: ~/.netrc, ~/_netrc or the file that NETRC names.
-    if requests.utils.get_netrc_auth(url):
-        yield Finding(
-            "error",
-            "netrc",
-            f"A netrc file has an entry for {host}.",
-            "It replaces the key's header: the API refuses every call (authentication_failed).",
-            "Remove the entry (also `default` is one), or set NETRC to an empty file.",
-        )
+    if is_loopback(host) and (name := _proxy_for(situation, parts.scheme, host)):
+        yield found("loopback_proxy", name=name, host=host)
+    if _has_netrc_entry(situation, host):
+        yield found("netrc", host=host)
     bundle = situation.get("REQUESTS_CA_BUNDLE") or situation.get("CURL_CA_BUNDLE")
     if parts.scheme == "https" and bundle and not os.path.exists(bundle):
-        yield Finding(
-            "error",
-            "ca_bundle",
-            f"REQUESTS_CA_BUNDLE or CURL_CA_BUNDLE names {bundle}, which does not exist.",
-            "Every call fails before anything is sent.",
-            "Correct the path, or unset the variable.",
-        )
+        yield found("ca_bundle", bundle=bundle)
 
 
-def _proxy_for(situation: Situation, url: str) -> str:
-    """The variable that sends calls for this address through a proxy, "" if none does."""
+def _proxy_for(situation: Situation, scheme: str, host: str) -> str:
+    """The variable that sends calls for this host through a proxy, "" if none does; by the rules of requests."""
     exempt = situation.get("no_proxy") or situation.get("NO_PROXY")
-    for lower in (f"{urlsplit(url).scheme}_proxy", "all_proxy"):
+    for lower in (f"{scheme}_proxy", "all_proxy"):
         # A blank one in small letters switches the one in capitals off.
         name = lower if lower in {**situation.file, **situation.process} else lower.upper()
         if situation.get(name):
-            return "" if requests.utils.should_bypass_proxies(url, no_proxy=exempt) else name
+            return "" if _is_exempt(host, exempt) else name
     return ""
+
+
+def _is_exempt(host: str, exempt: str) -> bool:
+    if proxy_bypass_environment(host, {"no": exempt}):
+        return True
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return any(address in network for network in _networks(exempt))
+
+
+def _networks(exempt: str) -> Iterator[ipaddress.IPv4Network | ipaddress.IPv6Network]:
+    for entry in exempt.split(","):
+        try:
+            yield ipaddress.ip_network(entry.strip(), strict=False)
+        except ValueError:  # a name
+            pass
+
+
+def _has_netrc_entry(situation: Situation, host: str) -> bool:
+    """Whether each call would find credentials in ~/.netrc, ~/_netrc or the file that NETRC names."""
+    home = situation.get("HOME")
+    names = [situation.get("NETRC")] if situation.get("NETRC") else [f"{home}/.netrc", f"{home}/_netrc"]
+    path = next(filter(os.path.exists, map(os.path.expanduser, names)), "")
+    try:
+        return bool(path) and netrc.netrc(path).authenticators(host) is not None
+    except (netrc.NetrcParseError, OSError, UnicodeDecodeError):  # what nobody can read says nothing
+        return False

@@ -1,6 +1,7 @@
 """The rollback switch: .env, a reload, and the proof that every worker runs in the mode that .env says.
 
-Nothing in here imports the application: what may be broken is loaded in a process of its own.
+Nothing in here imports the application: what may be broken is loaded in a process of its own. No worker is asked, so
+a busy one is not waited for: each has testified for itself.
 """
 
 from __future__ import annotations
@@ -8,196 +9,254 @@ from __future__ import annotations
 import fcntl
 import logging
 import os
-import re
 import sys
-from collections.abc import Callable, Collection, Iterator
+import time
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
-from ..deployment import Server
+from ..deployment import Deployment, Server, Worker
 from ..env_file import VARIABLE, EnvFile
 from ..refusal import Refusal
-from .rehearsal import rehearse
-from .survey import Survey, ask
+from . import report
 
 __all__ = ["main"]
 
-_BEFORE_S = 3.0
-"""How long workers may take to say how it was before; a rollback cannot wait for those that are busy."""
 _MARGIN_S = 10.0
 """What new workers may need to start on a busy machine, beside the time that old ones are given."""
-_WORDS = {True: "enabled", False: "disabled", None: "wrong"}
-_OFF = ("0", "false", "no", "off")
-_ANSWERS = {**_WORDS, None: "did not answer"}
+_TICK_S = 0.05
+_QUIET_S = 2.0  # a wait that is longer shows how far it is
+_LOCK = "toggle.lock"
 
 
-def main(verb: str, wait_s: float | None = None) -> int:
+def main(verb: str, wait_s: float | None = None, pid: int | None = None) -> int:
     """Runs the command for the deployment in the current directory; prints, and returns the exit code.
 
     Args:
         verb: "enable", "disable" or "status".
-        wait_s: how long workers may take to answer and to leave; None: gunicorn's graceful_timeout and a margin.
+        wait_s: how long workers may take to start and to leave; None: gunicorn's graceful_timeout and a margin.
+        pid: the gunicorn master that is meant; None for all that serve the directory.
 
     Threads: the main one; a second process that would change something is refused meanwhile.
     """
     # python-dotenv would name each odd line of .env, at each reading.
     logging.getLogger("dotenv").setLevel(logging.ERROR)
     try:
+        deployment = Deployment(EnvFile().values)
+        is_down = not (
+            deployment.servers or deployment.silent or deployment.others or deployment.doubts or pid
+        )
+        if verb != "status" and is_down and os.path.isdir(deployment.directory):
+            with _alone(deployment.directory):
+                return _switch_what_is_down("1" if verb == "enable" else "0")
+        servers = _chosen(deployment, pid)
         if verb == "status":
-            return _status(wait_s)
-        with _alone():
-            return _switch(verb == "enable", wait_s)
+            return _status(deployment, servers)
+        with _alone(deployment.directory):
+            return _switch(deployment, servers, verb == "enable", wait_s)
     except Refusal as refusal:
-        print(f"toggle-async: {refusal}", file=sys.stderr)
+        print(f"toggle: {refusal}", file=sys.stderr)
         return refusal.exit_code
 
 
-class _Deployment:
-    """.env and the server that reads it."""
+def _chosen(deployment: Deployment, pid: int | None) -> list[Server]:
+    """The servers that are meant.
 
-    def __init__(self, env_file: EnvFile, value: str, wait_s: float | None) -> None:
-        """Finds the server, and makes sure that it could reload; `value` as for `rehearse`."""
-        self.env_file = env_file
-        self.server = Server(_port(env_file))
-        self.why_deaf = self.server.why_deaf()
-        if self.why_deaf and value:
-            raise Refusal(self.why_deaf)
-        self._host, self._port, graceful_s = rehearse(self.server.environ, value)
-        self.wait_s = wait_s or graceful_s + _MARGIN_S
+    Raises:
+        Refusal: nothing runs here, or it is being replaced.
+    """
+    servers = [server for server in deployment.servers if pid in (None, server.pid)]
+    silent = [each for each in deployment.silent if pid in (None, each)]
+    if silent and not servers and (pid is not None or not deployment.others):
+        raise Refusal("; ".join(report.of_silent(silent, deployment.directory)))
+    if pid is not None and not servers:
+        known = ", ".join(str(server.pid) for server in deployment.servers) or "none"
+        raise Refusal(f"process {pid} is no gunicorn that serves this directory (those that are: {known})")
+    if not servers and not deployment.others:
+        nobody = f"no application with DeepSeek(app) has testified in {deployment.directory}, or none could"
+        raise Refusal(f"nothing runs here: {next(iter(deployment.doubts), nobody)}")
+    for server in servers:
+        if successor := server.successor():
+            raise Refusal(
+                f"process {successor} is taking over from {server.pid} (USR2): end one of them first"
+            )
+        if not server.workers():
+            raise Refusal(f"gunicorn {server.pid} has no worker, so that nothing can be proved")
+    return servers
 
-    def ask(self, is_enough: Callable[[dict[int, bool]], bool], wait_s: float) -> Survey:
-        """The modes that the workers report."""
-        token = {**self.env_file.values, **self.server.environ}.get("WEB_API_TOKEN") or ""
-        at_once = max(1, 2 * len(self.server.workers()))
-        return ask(self._host, self._port, token.strip(), at_once, is_enough, wait_s)
 
-    def have_all_answered(self, modes: Collection[int]) -> bool:
-        """Whether the workers of this moment are among those that answered."""
-        return self.server.workers() <= set(modes)
-
-
-def _status(wait_s: float | None) -> int:
+def _status(deployment: Deployment, servers: list[Server]) -> int:
     env_file = EnvFile()
-    mode = _mode_in(env_file)
-    print(_described(env_file), flush=True)
-    deployment = _Deployment(env_file, "", wait_s)
-    survey = deployment.ask(deployment.have_all_answered, deployment.wait_s)
-    workers = deployment.server.workers()
-    print(_reported(workers, survey))
-    if workers and {survey.modes.get(pid) for pid in workers} == {mode}:
-        if deployment.why_deaf:
-            print(f"but enable and disable are refused: {deployment.why_deaf}")
+    told = _told(servers)
+    lines = [report.in_env(env_file), *report.of_each(told), *_of_the_rest(deployment)]
+    print(*lines, sep="\n", flush=True)
+    ineffective = _why_ineffective(servers)
+    if _agree(env_file, deployment, told):
+        if ineffective:
+            print(f"but enable and disable are refused: {ineffective}")
+        for server in servers:
+            if server.is_preloaded():
+                print(
+                    f"gunicorn {server.pid} was started with preload: enable and disable wait for its next start"
+                )
         return 0
-    raise Refusal(
-        deployment.why_deaf
-        or (survey.trouble if not deployment.have_all_answered(survey.modes) else "")
-        or f"the workers do not do what .env says: {'enable' if mode else 'disable'} makes them"
-    )
+    if None in told.values():
+        raise Refusal(
+            f"not every worker has testified in {deployment.directory}: it does so at its next request,"
+            " or its log says why"
+        )
+    if ineffective:
+        raise Refusal(ineffective)
+    frozen = [report.of_preloaded(server) for server in servers if server.command.options()["preload_app"]]
+    verb = "disable" if report.mode_in(env_file) == "sync" else "enable"
+    raise Refusal("; ".join(frozen) or f"the workers do not do what .env says: {verb} makes them")
 
 
-def _switch(wanted: bool, wait_s: float | None) -> int:
+def _switch(deployment: Deployment, servers: list[Server], is_enable: bool, wait_s: float | None) -> int:
     env_file = EnvFile()
-    value = str(int(wanted))
-    deployment = _Deployment(env_file, value, wait_s)
-    server = deployment.server
-    before = deployment.ask(deployment.have_all_answered, min(_BEFORE_S, deployment.wait_s))
-    if before.trouble and not before.modes:
-        raise Refusal(f"nothing could be proved: {before.trouble}")
-    workers = server.workers()
-    print(f"before: {_described(env_file)}, {_reported(workers, before)}", flush=True)
-    if {_mode_in(env_file), *map(before.modes.get, workers)} == {wanted}:
-        print("nothing to do: they agree")
+    wanted, value = ("async", "1") if is_enable else ("sync", "0")
+    told = _told(servers)
+    before = [
+        f"before: {report.in_env(env_file)}, {report.summary(told)}",
+        *_of_the_rest(deployment),
+    ]
+    if report.mode_in(env_file) == wanted and _agree(env_file, deployment, told):
+        print(*before, "nothing to do: they agree", sep="\n")
         return 0
+    if ineffective := _why_ineffective(servers):
+        raise Refusal(ineffective)
+    options = {server: _rehearse(server, value) for server in servers}
+    print(*before, sep="\n", flush=True)
 
-    env_file.write(value, server.owner())
-    old = server.workers()
-    try:
-        server.reload()
-        after = deployment.ask(_ended(server, old), deployment.wait_s)
-    except Refusal:
-        env_file.put_back()
-        raise
-    return _verdict(deployment, wanted, old, after)
+    frozen = [server for server in servers if options[server]["preload_app"]]
+    reloaded = [server for server in servers if server not in frozen]
+    graceful_s = max([float(options[server]["graceful_timeout"]) for server in reloaded], default=0.0)
+    wait_s = wait_s or graceful_s + _MARGIN_S
+    env_file.write(value, servers[0].owner() if servers else (os.getuid(), os.getgid()))
+    old = {worker for server in reloaded for worker in server.workers()}
+    _reload(reloaded, env_file)
+    _wait(reloaded, old, wait_s)
 
-
-def _ended(server: Server, old: set[int]) -> Callable[[dict[int, bool]], bool]:
-    """A function that says whether the reload is over: all old workers gone, all new ones heard."""
-
-    def is_over(modes: dict[int, bool]) -> bool:
-        workers = server.workers()
-        is_replaced = bool(workers) and not workers & old and workers <= modes.keys()
-        return is_replaced or not server.is_alive()
-
-    return is_over
-
-
-def _verdict(deployment: _Deployment, wanted: bool, old: set[int], after: Survey) -> int:
-    server, env_file = deployment.server, deployment.env_file
-    workers = server.workers()
-    new = workers - old
-    wrong = {pid for pid in new if after.modes.get(pid) is (not wanted)}
-    silent = new - after.modes.keys()
-    reasons = []
-    if not server.is_alive():
-        reasons = ["the server ended during the reload, its log says why"]
-    elif not new:
-        reasons = [f"no new worker started within {deployment.wait_s:g} s"]
-    if wrong:
-        reasons += [f"{_named(wrong)} started with the old mode: something freezes it or comes before .env"]
-    if silent:
-        why = f" ({after.trouble})" if after.trouble else ""
-        reasons += [f"{_named(silent)} did not answer within {deployment.wait_s:g} s{why}"]
-    if workers & old:
-        reasons += [f"old {_named(workers & old)} did not leave within {deployment.wait_s:g} s"]
-    # A worker that is too busy to answer has read .env all the same.
-    stays = new > wrong
-    if reasons and not stays:
-        reasons += [".env is as it was" if env_file.put_back() else f"see {env_file.backup} for the old .env"]
-    print(f"after:  {_described(env_file)}, {_reported(workers, after)}", flush=True)
+    reasons, is_taken = report.failures(reloaded, _told(reloaded), old, wanted, wait_s)
+    if reasons and not is_taken:
+        reasons.append(
+            ".env is as it was" if env_file.put_back() else f"see {env_file.backup} for the old .env"
+        )
+    print(f"after:  {report.in_env(env_file)}, {report.summary(_told(servers))}", flush=True)
+    reasons += [report.of_preloaded(server) for server in frozen]
+    reasons += [f"{other}: it hears no SIGHUP, restart it" for other in report.of_others(deployment.others)]
     if reasons:
         raise Refusal("; ".join(reasons))
     return 0
 
 
-def _port(env_file: EnvFile) -> int:
-    text = ({**env_file.values, **os.environ}.get("PORT") or "").strip() or "5000"
-    if not (re.fullmatch("[0-9]{1,9}", text) and 1 <= int(text) <= 65535):
-        raise Refusal(f"PORT={text!r}: need a whole number from 1 to 65535", exit_code=2)
-    return int(text)
+def _switch_what_is_down(value: str) -> int:
+    """A server that fails at its start is what a rollback is for: what starts next obeys."""
+    env_file = EnvFile()
+    env_file.write(value, (os.getuid(), os.getgid()))
+    raise Refusal(
+        f"nothing runs here, so that nothing is proved: {report.in_env(env_file)} from the next start on"
+    )
 
 
-def _mode_in(env_file: EnvFile) -> bool | None:
-    """The mode that .env asks for, by the words that `Settings` knows; None if its value is none of them."""
-    word = (env_file.values.get(VARIABLE) or "").strip().lower()
-    return True if word in ("", "1", "true", "yes", "on") else False if word in _OFF else None
+def _of_the_rest(deployment: Deployment) -> list[str]:
+    return [
+        *report.of_others(deployment.others),
+        *report.of_silent(deployment.silent, deployment.directory),
+    ]
 
 
-def _described(env_file: EnvFile) -> str:
-    value = env_file.values.get(VARIABLE)
-    return f".env {_WORDS[_mode_in(env_file)]} ({VARIABLE} {f'is {value!r}' if value else 'not set'})"
+def _told(servers: Sequence[Server]) -> report.Told:
+    return {worker: said for server in servers for worker, said in server.told().items()}
 
 
-def _reported(workers: set[int], survey: Survey) -> str:
-    answers = {pid: survey.modes.get(pid) for pid in sorted(workers)}
-    groups = {mode: [pid for pid in answers if answers[pid] is mode] for mode in (True, False, None)}
-    texts = [f"{_named(pids)} {_ANSWERS[mode]}" for mode, pids in groups.items() if pids]
-    return ", ".join(texts) or "no worker"
+def _agree(env_file: EnvFile, deployment: Deployment, told: report.Told) -> bool:
+    said = [*told.values(), *deployment.others]
+    return {each.mode if each else None for each in said} == {report.mode_in(env_file)}
 
 
-def _named(workers: Collection[int]) -> str:
-    return f"worker{'s' * (len(workers) > 1)} {' '.join(map(str, sorted(workers)))}"
+def _why_ineffective(servers: Sequence[Server]) -> str:
+    return next(filter(None, (server.why_reload_is_ineffective() for server in servers)), "")
+
+
+def _rehearse(server: Server, value: str) -> Mapping[str, Any]:
+    """Tries what a reload would do, and returns gunicorn's options.
+
+    Raises:
+        Refusal: it would end the server, or have no effect.
+    """
+    options = server.command.rehearse(**{VARIABLE: value})
+    if any(str(each).startswith(f"{VARIABLE}=") for each in options.get("raw_env") or ()):
+        raise Refusal(f"gunicorn's configuration sets {VARIABLE} in raw_env, which comes before .env")
+    return options
+
+
+def _reload(servers: Sequence[Server], env_file: EnvFile) -> None:
+    for number, server in enumerate(servers):
+        try:
+            server.reload()
+        except Refusal:
+            if number == 0:
+                env_file.put_back()
+            raise
+
+
+def _wait(servers: Sequence[Server], old: Collection[Worker], wait_s: float) -> None:
+    """Waits until all old workers are gone and all new ones have testified, or the time is over."""
+    started_at = time.monotonic()
+    is_shown = False
+    while (waited_s := time.monotonic() - started_at) < wait_s:
+        if all(_is_over(server, old) for server in servers):
+            break
+        if waited_s > _QUIET_S and sys.stderr.isatty():
+            is_shown = True
+            left = sum(len(server.workers() & {*old}) for server in servers)
+            print(
+                f"\r{waited_s:.0f} of {wait_s:.0f} s, old workers left: {left} ",
+                end="",
+                file=sys.stderr,
+                flush=True,
+            )
+        time.sleep(_TICK_S)
+    if is_shown:
+        print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+
+
+def _is_over(server: Server, old: Collection[Worker]) -> bool:
+    told = server.told()
+    is_replaced = bool(told) and not told.keys() & old and None not in told.values()
+    return is_replaced or not server.is_alive()
 
 
 @contextmanager
-def _alone() -> Iterator[None]:
-    directory = os.open(".", os.O_RDONLY)
+def _alone(directory: Path) -> Iterator[None]:
+    """Keeps a second switch away, by a file that only the server's user can open."""
     try:
-        fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        lock = _lock_file(directory)
+    except OSError as error:
+        reason = f"cannot lock {directory}: {error.strerror}"
+        raise Refusal(f"{reason}: run this as the server's user, or as root") from None
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        os.close(directory)
-        raise Refusal("another toggle-async is at work here") from None
+        os.close(lock)
+        raise Refusal("another toggle is at work here") from None
     except OSError:  # a file system without locks
         pass
     try:
         yield
     finally:
-        os.close(directory)
+        os.close(lock)
+
+
+def _lock_file(directory: Path) -> int:
+    flags = os.O_RDWR | os.O_NOFOLLOW
+    try:
+        lock = os.open(directory / _LOCK, flags | os.O_CREAT | os.O_EXCL, 0o600)
+    except FileExistsError:
+        return os.open(directory / _LOCK, flags)
+    owner = os.stat(directory)  # root may have made it
+    if os.geteuid() != owner.st_uid:
+        os.fchown(lock, owner.st_uid, owner.st_gid)
+    return lock

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from typing import NamedTuple, NoReturn
 
-__all__ = ["PARTS", "Options", "parse"]
+__all__ = ["PARTS", "SDK", "Options", "parse"]
 
 PARTS = {
     "a": "one call after the other",
@@ -17,7 +17,12 @@ PARTS = {
     "d": "web servers under load",
     "e": "deadline to thread free",
     "f": "the sandbox's own ceiling",
+    "streams": "streams of chunks",
 }
+
+
+SDK = "sdk"
+"""A part that stands alone: its clients have an environment of their own."""
 
 
 class Options(NamedTuple):
@@ -41,7 +46,8 @@ def parse(arguments: Sequence[str]) -> Options:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         description="Measures this project beside its peers against the local sandbox and prints Markdown tables.\n"
         "Sets up .venv-bench on first use. The parts:\n\n"
-        + "\n".join(f"  {letter}  {title}" for letter, title in PARTS.items()),
+        + "\n".join(f"  {letter:5}  {title}" for letter, title in PARTS.items())
+        + "\n\nand by itself, in .venv-sdk:\n\n  sdk  other vendors' clients: from a call's end to its thread",
         epilog="Exit codes: 0 measured (whether the claims hold or not), 1 a measurement failed, 2 wrong arguments.",
     )
     parser.add_argument(
@@ -56,9 +62,13 @@ def parse(arguments: Sequence[str]) -> Options:
     )
     found = parser.parse_args(arguments)
     parts = tuple(letter.strip() for letter in found.only.split(","))
+    if parts == (SDK,):
+        if found.json or found.plot:
+            parser.error("--only sdk writes no file")
+        return Options(found.quick, parts, "", "")
     unknown = [letter for letter in parts if letter not in PARTS]
     if unknown:
-        parser.error(f"--only: {unknown[0]!r} is no part, need some of {','.join(PARTS)}")
+        parser.error(f"--only: {unknown[0]!r} is no part, need some of {','.join(PARTS)}, or {SDK} alone")
     if found.plot and "b" not in parts:
         parser.error("--plot draws part b, which --only leaves out")
     if found.plot and not found.plot.endswith(".png"):

@@ -11,7 +11,7 @@ import time
 import urllib.request
 from typing import Any
 
-from deepseek_client import AsyncDeepSeekClient, DeadlineExceeded, Settings, WorkerPool
+from deepseek_client import AsyncDeepSeekClient, DeadlineExceeded, Settings, WorkerPool, call_options
 
 from .wire import KEY, prompts
 
@@ -62,7 +62,8 @@ async def _measure(spec: dict[str, Any]) -> list[float]:
 async def _call(client: AsyncDeepSeekClient, prompt: str) -> float:
     deadline = time.monotonic() + _DEADLINE_S
     try:
-        await client.chat_async(prompt, deadline_s=_DEADLINE_S)
+        with call_options(deadline_s=_DEADLINE_S):
+            await client.chat_async(prompt)
     except DeadlineExceeded:
         return deadline
     raise RuntimeError("a reply that never ends has ended")

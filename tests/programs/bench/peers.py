@@ -43,14 +43,14 @@ def _in_turns(ask: _Ask, width: int) -> Peer:
     return Peer(ask, ask_many)
 
 
-def _ours(ask_by: str) -> Callable[..., AbstractAsyncContextManager[Peer]]:
+def _ours(ask_by: str, engine: str = "threads") -> Callable[..., AbstractAsyncContextManager[Peer]]:
     @asynccontextmanager
     async def ours(spec: dict[str, Any]) -> AsyncIterator[Peer]:
         from deepseek_client import AsyncDeepSeekClient, Settings, WorkerPool
 
         pool = WorkerPool(spec["width"], queue_limit=100)
         # The model stays the legacy default: what it costs to send it as its successor is part of the price.
-        settings = Settings(api_key=KEY, base_url=spec["url"])
+        settings = Settings(api_key=KEY, base_url=spec["url"], engine=engine)
         client = AsyncDeepSeekClient(pool=pool, settings=settings, errors="raise")
 
         async def ask(prompt: str) -> str:
@@ -179,6 +179,8 @@ async def _openai(spec: dict[str, Any]) -> AsyncIterator[Peer]:
 
 PEERS: dict[str, Callable[..., AbstractAsyncContextManager[Peer]]] = {
     "ours": _ours("chat_async"),
+    "ours loop": _ours("chat_async", "loop"),
+    "ours loop, uvloop": _ours("chat_async", "loop"),
     "ours chat_async": _ours("chat_async"),
     "ours chat": _ours("chat"),
     "legacy": _legacy,

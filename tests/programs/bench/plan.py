@@ -6,7 +6,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["DRIPPING", "FULL", "LATENCY_MS", "PER_WIDTH", "QUICK", "Scale", "units_of"]
+__all__ = [
+    "DRIPPING",
+    "FULL",
+    "LATENCY_MS",
+    "PER_WIDTH",
+    "QUICK",
+    "Scale",
+    "units_of",
+]
 
 LATENCY_MS = 100
 PER_WIDTH = 6
@@ -15,10 +23,11 @@ DRIPPING = 200
 """Replies that never end, for each scheme."""
 
 _CALLERS = ["legacy", "ours chat", "ours chat_async", "httpx2", "httpx", "aiohttp", "AsyncOpenAI"]
-_FANS = ["ours", "httpx2", "aiohttp", "AsyncOpenAI"]
+_FANS = ["ours", "ours loop", "ours loop, uvloop", "httpx2", "aiohttp", "AsyncOpenAI"]
 # A call of these costs so much CPU that they take most of a run: they have fewer rounds, and in --quick no wide fans.
 _SLOW_FANS = ["legacy executor", "legacy to_thread", "httpx"]
 _ROUTES = ["sync view", "Flask async view", "SharedLoop async view"]
+_STREAMS = {"one stream": 200_000, "20 streams": 200_000, "a hop for each chunk": 4_000, "left early": 100}
 _SERVERS = ["sync, sync view", "sync, async view", "gthread", "gevent", "quart", "batch"]
 
 
@@ -44,7 +53,7 @@ class Scale:
 
 FULL = Scale(
     name="full",
-    widths=(5, 20, 50, 100, 200),
+    widths=(5, 20, 50, 100, 200, 500, 1000),
     slow_widths=(5, 20, 50, 100, 200),
     rounds=5,
     slow_rounds=3,
@@ -152,4 +161,18 @@ def _ceiling(scale: Scale) -> Iterator[dict[str, Any]]:
             }
 
 
-_OF_PART = {"a": _calls, "b": _fan_out, "c": _routes, "d": _servers, "e": _deadlines, "f": _ceiling}
+def _streams(scale: Scale) -> Iterator[dict[str, Any]]:
+    for turn in range(scale.drip_rounds):
+        for peer in _rotated([*_STREAMS], turn):
+            yield {"part": "streams", "peer": peer, "round": turn, "count": _STREAMS[peer]}
+
+
+_OF_PART = {
+    "a": _calls,
+    "b": _fan_out,
+    "c": _routes,
+    "d": _servers,
+    "e": _deadlines,
+    "f": _ceiling,
+    "streams": _streams,
+}

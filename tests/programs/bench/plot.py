@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
@@ -11,7 +13,7 @@ from .plan import LATENCY_MS
 __all__ = ["draw"]
 
 _LABELS = {"legacy executor": "legacy, ThreadPoolExecutor", "legacy to_thread": "legacy, asyncio.to_thread"}
-_MARKS = "osD^v<>"
+_MARKS = "osD^v<>Xp"
 
 
 def draw(figures: Figures, path: str) -> None:
@@ -25,7 +27,7 @@ def draw(figures: Figures, path: str) -> None:
     axes = picture.add_subplot()
     widths = figures.widths("b")
     axes.plot(widths, [width / LATENCY_MS * 1000 for width in widths], "k--", label="ideal, W / latency")
-    for peer, mark in zip(_fastest_first(figures), _MARKS, strict=False):
+    for peer, mark in zip(_fastest_first(figures), itertools.cycle(_MARKS), strict=False):
         points = [(width, figures.of("calls_per_s", "b", peer, width)) for width in widths]
         known = [(width, spread) for width, spread in points if spread]
         medians = [spread.median for _, spread in known]

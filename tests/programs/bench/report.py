@@ -152,4 +152,29 @@ def _ceiling(figures: Figures) -> list[str]:
     ]
 
 
-_OF_PART = {"a": _calls, "b": _fan_out, "c": _routes, "d": _servers, "e": _deadlines, "f": _ceiling}
+def _streams(figures: Figures) -> list[str]:
+    rows = [
+        [peer, *(spread_text(figures.of(name, "streams", peer), 1) for name in ("cpu_us", "longest_ms"))]
+        for peer in figures.peers("streams")
+        if peer != "left early"
+    ]
+    left = [
+        spread_text(figures.of(name, "streams", "left early"), 1) for name in ("p50_ms", "p99_ms", "max_ms")
+    ]
+    return [
+        "A generator that never waits, read on an event loop; its own CPU counts, too.",
+        *["", *table(["", "CPU, µs a chunk", "longest delay of the loop, ms"], rows)],
+        *["", "From leaving a silent server's stream to that server's knowing it:", ""],
+        *table(["", "p50, ms", "p99, ms", "max, ms"], [["left early", *left]]),
+    ]
+
+
+_OF_PART = {
+    "a": _calls,
+    "b": _fan_out,
+    "c": _routes,
+    "d": _servers,
+    "e": _deadlines,
+    "f": _ceiling,
+    "streams": _streams,
+}

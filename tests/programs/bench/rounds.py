@@ -41,7 +41,8 @@ def _bar(total: int) -> tqdm[Any]:
 
 
 def _show(bar: tqdm[Any], unit: dict[str, Any]) -> None:
-    width = f", {unit['width']} at a time" if unit["part"] == "b" else ""
+    unit_of_width = {"b": "at a time"}.get(unit["part"])
+    width = f", {unit['width']} {unit_of_width}" if unit_of_width and "width" in unit else ""
     what = f"{PARTS[unit['part']]}: {unit['peer']}{width}, round {unit['round'] + 1}"
     if bar.disable:
         print(f"bench: {what}", file=sys.stderr, flush=True)

@@ -10,7 +10,7 @@ from typing import Any
 from flask import Flask
 from werkzeug.test import EnvironBuilder
 
-from webapp import SharedLoop
+from deepseek_client.flask import SharedLoop
 
 __all__ = ["measure"]
 

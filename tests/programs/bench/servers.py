@@ -11,7 +11,7 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import IO, Any, NamedTuple
 
@@ -20,7 +20,7 @@ import aiohttp
 from .upstream import ROOT, end
 from .wire import KEY, is_answer, prompts
 
-__all__ = ["BATCH", "CONNECTIONS", "THREADS", "WORKERS", "measure"]
+__all__ = ["BATCH", "CONNECTIONS", "THREADS", "WORKERS", "measure", "running_gunicorn"]
 
 WORKERS = 2
 CONNECTIONS = 50
@@ -109,33 +109,40 @@ async def _refusal(session: aiohttp.ClientSession, url: str, prompt: str, batch:
 @contextmanager
 def _running(spec: dict[str, Any], kind: _Server) -> Iterator[str]:
     """The server's address once it answers."""
-    port = _free_port()
     env = {
-        **os.environ,
-        "HOST": "127.0.0.1",
-        "PORT": str(port),
         "WEB_CONCURRENCY": str(WORKERS),
         "DEEPSEEK_API_KEY": KEY,
         "DEEPSEEK_BASE_URL": spec["url"],
         **kind.env,
     }
     if spec["peer"] == "quart":
+        port = _free_port()
         command = ["uvicorn", "bench.quart_app:app", "--port", str(port), "--workers", str(WORKERS)]
         command += ["--no-access-log", "--log-level", "warning"]
+        with _started(command, port, env) as (url, _):
+            yield url
     else:
-        command = [
-            "gunicorn",
-            "-c",
-            str(ROOT / "webapp" / "gunicorn.conf.py"),
-            *kind.options,
-            "webapp.wsgi:app",
-        ]
+        with running_gunicorn(env, kind.options) as (url, _):
+            yield url
+
+
+@contextmanager
+def running_gunicorn(env: dict[str, str], options: Sequence[str] = ()) -> Iterator[tuple[str, int]]:
+    """The address of our application once it answers, and the pid of its master."""
+    port, config = _free_port(), str(ROOT / "webapp" / "gunicorn.conf.py")
+    with _started(["gunicorn", "-c", config, *options, "webapp.wsgi:app"], port, env) as server:
+        yield server
+
+
+@contextmanager
+def _started(command: list[str], port: int, env: dict[str, str]) -> Iterator[tuple[str, int]]:
+    env = {**os.environ, "HOST": "127.0.0.1", "PORT": str(port), **env}
     with tempfile.TemporaryFile() as output:
         server = subprocess.Popen([sys.executable, "-m", *command], env=env, stdout=output, stderr=output)
         try:
             url = f"http://127.0.0.1:{port}"
             _wait_for(url, server, output)
-            yield url
+            yield url, server.pid
         finally:
             end(server)
 

@@ -9,7 +9,15 @@ import importlib
 import json
 import sys
 
-_MODULES = {"a": "calls", "b": "calls", "c": "routes", "d": "servers", "e": "deadlines", "f": "ceiling"}
+_MODULES = {
+    "a": "calls",
+    "b": "calls",
+    "c": "routes",
+    "d": "servers",
+    "e": "deadlines",
+    "f": "ceiling",
+    "streams": "streams",
+}
 
 
 def main() -> None:

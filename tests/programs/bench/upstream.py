@@ -21,7 +21,18 @@ __all__ = ["ROOT", "clean_environment", "end", "running_sandboxes"]
 ROOT = Path(__file__).parents[3]
 _START_S = 20
 # What the machine says of trust, proxies and this project would hit some peers and not the others.
-_OF_THE_MACHINE = ("LLM_", "DEEPSEEK_", "WEB_", "PROMETHEUS_", "SSL_CERT_", "OPENAI_", "GUNICORN_", "PYTHON")
+_OF_THE_MACHINE = (
+    "LLM_",
+    "DEEPSEEK_",
+    "CELERY_",
+    "TASK_",
+    "WEB_",
+    "PROMETHEUS_",
+    "SSL_CERT_",
+    "OPENAI_",
+    "GUNICORN_",
+    "PYTHON",
+)
 _OF_THE_MACHINE_TOO = {"USE_ASYNC_DEEPSEEK", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "HOST", "PORT", "NETRC"}
 
 
@@ -40,7 +51,7 @@ def clean_environment(bundle: Path) -> dict[str, str]:
 
 @contextmanager
 def running_sandboxes(folder: Path) -> Iterator[tuple[dict[str, str], Path]]:
-    """Addresses of the sandboxes "fast" and "slow", over HTTPS, and "plain"; and the bundle to verify against.
+    """Addresses of the sandboxes "fast", "slow", "patient" (HTTPS) and "plain"; and the bundle to verify against.
 
     Raises:
         RuntimeError: one of them did not start.

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import IO, Any
 
+from .disk import Disk
 from .plan import DEADLINE_S, QUEUE_LIMIT, THREADS, WORKERS
 from .processes import ROOT, SoakError, ask, end, start
 from .upstream import Upstream
@@ -106,7 +107,7 @@ class Log:
 
 
 @contextmanager
-def running_application(upstream: Upstream) -> Iterator[Application]:
+def running_application(upstream: Upstream, disk: Disk) -> Iterator[Application]:
     """The server once it answers, until the end of the block.
 
     The kernel ends gunicorn's master when this process is gone (soak.tethered), and gunicorn.conf.py has it end the
@@ -124,6 +125,8 @@ def running_application(upstream: Upstream) -> Iterator[Application]:
             "PORT": str(port),
             "DEEPSEEK_BASE_URL": upstream.url,
             "REQUESTS_CA_BUNDLE": str(upstream.bundle),
+            "PROMETHEUS_MULTIPROC_DIR": str(disk.path),
+            "DEEPSEEK_RUN_DIR": str(disk.path / "run"),
         },
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,

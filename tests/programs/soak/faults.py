@@ -7,7 +7,7 @@ from typing import Any
 
 from deepseek_client.sandbox.script import FAULT_NAMES
 
-__all__ = ["FAULT_SHARE", "SAID", "mixed", "outage", "warm_up"]
+__all__ = ["FAULT_SHARE", "NOT_FOR_HERE", "SAID", "mixed", "outage", "warm_up"]
 
 FAULT_SHARE = 0.3
 """Of replies; far below what opens the breaker."""
@@ -15,7 +15,10 @@ FAULT_SHARE = 0.3
 SAID = "上游说了别的话"
 """What the fault "content" says."""
 
-_NAMES = [name for name in FAULT_NAMES if name != "ok"]
+NOT_FOR_HERE = ("raw", "vanish_after_reply")
+"""What a test gives byte by byte, and what needs a packet filter of Linux."""
+
+_NAMES = [name for name in FAULT_NAMES if name not in ("ok", *NOT_FOR_HERE)]
 _HOLDING = {
     "drip",
     "hang",
@@ -25,7 +28,13 @@ _HOLDING = {
 _WEIGHTS = [1 if name in _HOLDING else 4 for name in _NAMES]
 _HUGE_BYTES = 512 * 1024
 _STATUSES = (400, 404, 422, 429, 500, 502, 503, 504)  # 401 and 402 open the breaker for 5 minutes
-_PARAMETERS: dict[str, dict[str, Any]] = {"content": {"text": SAID}, "huge_body": {"bytes": _HUGE_BYTES}}
+_PARAMETERS: dict[str, dict[str, Any]] = {
+    "charset": {"charset": "gbk"},
+    "content": {"text": SAID},
+    "huge_body": {"bytes": _HUGE_BYTES},
+    "lengths": {"lengths": ["5", "7"]},
+    "redirect": {"location": "/nowhere"},
+}
 _OUTAGES: tuple[dict[str, Any], ...] = (
     {"fault": "status", "status": 503},
     {"fault": "reset_before_reply"},

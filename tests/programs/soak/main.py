@@ -12,6 +12,7 @@ from typing import Any
 from . import report
 from .application import running_application
 from .arguments import Options
+from .disk import running_disk
 from .load import Clients
 from .plan import plan_of
 from .processes import SoakError
@@ -34,10 +35,11 @@ def main(options: Options) -> int:
         with (
             tempfile.TemporaryDirectory(prefix="soak-") as folder,
             running_upstream(Path(folder), options.seed) as upstream,
-            running_application(upstream) as application,
+            running_disk(Path(folder)) as disk,
+            running_application(upstream, disk) as application,
         ):
             clients = Clients(application.address, options.seed)
-            soaking = Soaking(plan, upstream, application, clients, progress.show)
+            soaking = Soaking(plan, upstream, application, disk, clients, progress.show)
             try:
                 soaking.run()
             finally:
@@ -49,6 +51,8 @@ def main(options: Options) -> int:
     tally = clients.tally
     rows = judge(soaking.rests, tally.outcomes, application.log.tracebacks, exit_code)
     details = [*tally.wrong, *application.log.first_traceback]
+    if not disk.is_small:
+        details.insert(0, "The disk never was full: to mount a small one needs root.")
     print(report.text_of(rows, soaking.rests, tally.outcomes, details))
     if options.json:
         content = report.content_of(rows, soaking.rests, soaking.moments, tally.outcomes, details)

@@ -1,4 +1,4 @@
-"""How the application is set up, and when there is load, when rest, and when the API is down."""
+"""How the application is set up, and when there is load, when rest, when the API is down, and when the disk is full."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ CLIENTS = 14
 WORKERS = 8
 """LLM_MAX_WORKERS; fewer than the clients, so that calls have to wait."""
 
-QUEUE_LIMIT = 4
-"""LLM_QUEUE_LIMIT; a batch of WORKERS prompts beside other calls passes it, so that some are refused."""
+QUEUE_LIMIT = 8
+"""LLM_QUEUE_LIMIT; calls of all THREADS find a place, batches of WORKERS prompts beside them do not."""
 
 DEADLINE_S = 1.0
 """LLM_DEADLINE_S; what hangs holds its worker that long."""
@@ -27,15 +27,29 @@ _LONGEST_S = 60.0
 _STRETCHES = 6
 _OUTAGE_EVERY = 3
 _OUTAGE_S = 3.0
+_FULL_FROM, _FULL_TO = 0.5, 0.75  # of each stretch but the first, with which the others are compared
 _BREAKER_S = 10.0  # for which it refuses every call after an outage
 
 
 class Stretch(NamedTuple):
-    """Load until `ends_s` of the run, then a rest. The API is down from `down_s` to `up_s`; both None if it is not."""
+    """Load until `ends_s` of the run, then a rest.
+
+    The API is down from `down_s` to `up_s`, and the disk is full from `full_s` to `free_s`; None if that never happens.
+    """
 
     ends_s: float
     down_s: float | None = None
     up_s: float | None = None
+    full_s: float | None = None
+    free_s: float | None = None
+
+    def is_down(self, elapsed_s: float) -> bool:
+        """Whether the API is down at this moment of the run."""
+        return _is_between(elapsed_s, self.down_s, self.up_s)
+
+    def is_full(self, elapsed_s: float) -> bool:
+        """Whether the disk is full at this moment of the run."""
+        return _is_between(elapsed_s, self.full_s, self.free_s)
 
 
 def plan_of(minutes: float) -> list[Stretch]:
@@ -53,5 +67,10 @@ def plan_of(minutes: float) -> list[Stretch]:
         began_s = first_s + (number - 1) * length_s
         is_broken = number % _OUTAGE_EVERY == 2 and length_s > _OUTAGE_S + _BREAKER_S
         outage = (began_s + length_s / 4, began_s + length_s / 4 + _OUTAGE_S) if is_broken else (None, None)
-        stretches.append(Stretch(first_s + number * length_s, *outage))
+        full = (began_s + length_s * _FULL_FROM, began_s + length_s * _FULL_TO)
+        stretches.append(Stretch(began_s + length_s, *outage, *full))
     return stretches
+
+
+def _is_between(elapsed_s: float, begin_s: float | None, end_s: float | None) -> bool:
+    return begin_s is not None and end_s is not None and begin_s <= elapsed_s < end_s

@@ -10,6 +10,8 @@ from typing import NamedTuple
 from . import faults
 from .application import Application
 from .calls import warming_chat
+from .disk import Disk
+from .idle import IdleClients, half_probes
 from .load import Clients
 from .plan import DEADLINE_S, THREADS, WORKERS, Stretch
 from .processes import SoakError
@@ -28,6 +30,7 @@ _SAMPLE_EVERY_S = 0.1
 _WARM_UPS = 20
 _WARM_UP_AGAIN_S = 1.0  # on a machine so busy that calls took too long, the breaker may be open for 10 s
 _WARM_UP_MS = 300
+_PROBES_S = 30
 
 
 class Moment(NamedTuple):
@@ -75,6 +78,7 @@ class Soaking:
         plan: list[Stretch],
         upstream: Upstream,
         application: Application,
+        disk: Disk,
         clients: Clients,
         show: Callable[[Moment], None],
     ) -> None:
@@ -83,7 +87,9 @@ class Soaking:
         self._plan = plan
         self._upstream = upstream
         self._application = application
+        self._disk = disk
         self._clients = clients
+        self._idle = IdleClients(application.address, clients.tally)
         self._show = show
         self._keep_every_s = plan[-1].ends_s / _MOMENTS_KEPT
         self._began = time.monotonic()
@@ -106,26 +112,42 @@ class Soaking:
             for _ in range(_WARM_UPS):
                 self._upstream.prepare(faults.warm_up(count, _WARM_UP_MS))
                 self._clients.send_together([warming_chat(path)] * count)
-                if self._upstream.stats()["peak_in_flight"] >= count:
+                if self._upstream.stats()["peak_in_flight"] >= WORKERS:
                     break
                 time.sleep(_WARM_UP_AGAIN_S)
             else:
-                raise SoakError(f"never were {count} calls of /api/llm/{path} under way at once")
+                raise SoakError(f"never were {WORKERS} calls of /api/llm/{path} under way at once")
+        self._warm_up_probes()
+
+    def _warm_up_probes(self) -> None:
+        """The same for the threads that probes have to themselves: one waits for the rest of each."""
+        wanted, give_up = self._sample().threads + THREADS, time.monotonic() + _PROBES_S
+        with half_probes(self._application.address, THREADS):
+            while self._sample().threads < wanted:
+                if time.monotonic() > give_up:
+                    raise SoakError(f"never were {THREADS} probes under way at once")
+                time.sleep(_SAMPLE_EVERY_S)
 
     def _load(self, stretch: Stretch) -> None:
-        looked_s, is_down = self._elapsed_s(), False
+        looked_s, is_down, is_full = self._elapsed_s(), False, False
         self._upstream.recover()
         self._clients.begin()
+        self._idle.begin()
         while (now_s := self._elapsed_s()) < stretch.ends_s:
-            if is_down != (stretch.down_s is not None and stretch.down_s <= now_s < (stretch.up_s or 0)):
+            if is_full != stretch.is_full(now_s):
+                is_full = not is_full
+                self._disk.fill() if is_full else self._disk.empty()
+            if is_down != stretch.is_down(now_s):
                 is_down = not is_down
                 self._upstream.break_down() if is_down else self._upstream.recover()
             elif not is_down:
                 self._upstream.feed()
             if now_s - looked_s >= _LOOK_EVERY_S:
                 looked_s = now_s
-                self._look("outage" if is_down else "load")
+                self._look("outage" if is_down else "full disk" if is_full else "load")
             time.sleep(_TICK_S)
+        self._disk.empty()
+        self._idle.end()
 
     def _look(self, doing: str) -> None:
         sample, status = self._sample(), self._application.status()

@@ -3,7 +3,7 @@ import random
 import pytest
 
 from deepseek_client import Settings
-from webapp import create_app
+from webapp.app import create_app
 
 from . import calls
 

@@ -9,7 +9,7 @@ from .calls import Call, HangUp
 from .load import Clients, Tally
 
 CHAT = Call("chat", "POST", "/api/llm/chat", b'{"prompt": "#7#"}', ("#7#",))
-GIVE_UP_S = 5
+GIVE_UP_S = 20
 
 
 def answer(handler):

@@ -38,3 +38,17 @@ def test_outages(minutes):
 def test_short_run_has_no_outage():
     """A breaker that is open for 10 s would leave nothing of it."""
     assert [stretch for stretch in plan_of(0.5) if stretch.down_s is not None] == []
+
+
+@pytest.mark.parametrize("minutes", [0.1, 2, 60])
+def test_full_disk(minutes):
+    """The disk fills and empties within each stretch but the first, in a short run, too."""
+    first, *others = plan_of(minutes)
+    assert first.full_s is None
+    assert not first.is_full(1.0)
+    began_s = first.ends_s
+    for stretch in others:
+        assert began_s < stretch.full_s < stretch.free_s < stretch.ends_s
+        moments = (began_s, stretch.full_s, stretch.free_s)
+        assert [stretch.is_full(moment) for moment in moments] == [False, True, False]
+        began_s = stretch.ends_s

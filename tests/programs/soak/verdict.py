@@ -28,6 +28,7 @@ _SLOPE_NOISE_BYTES = 2 * 1024 * 1024
 
 _SLOPE_RESTS = 3
 
+_LATE_THREADS = 3  # that a process starts once, when it first needs them, such as a watchdog
 _DESCRIPTORS = 2
 """What is opened once, at a rare event, such as the file of a metric that had no value before."""
 
@@ -67,7 +68,7 @@ def seen_from_bytes(rests: Sequence[Rest]) -> float:
 def _process_rows(rests: Sequence[Rest]) -> list[Row]:
     first, last = rests[0], rests[-1]
     rows = [
-        _at_most("threads", first.sample.threads, last.sample.threads, first.sample.threads),
+        _at_most("threads", first.sample.threads, last.sample.threads, first.sample.threads + _LATE_THREADS),
         _at_most(
             "descriptors, upstream connections apart",
             first.sample.descriptors,

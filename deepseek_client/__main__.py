@@ -1,0 +1,154 @@
+"""The command `deepseek-client`, and `python -m deepseek_client`.
+
+Each subcommand loads what it needs when it runs: a rollback must work where the application does not load.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+
+from .command_line import Parser, number
+
+__all__ = ["main"]
+
+_DESCRIPTION = (
+    "What an operator of an application with deepseek_client needs; run it in the deployment's directory."
+)
+_EPILOG = (
+    "Exit codes: 0 done, 1 not done or something found, and one line says why, 2 wrong arguments or settings."
+)
+
+_TOGGLE = """\
+Turns asynchronous calls on or off in the gunicorn that serves this directory: writes USE_ASYNC_DEEPSEEK into .env (the
+file as it was: .env.bak), sends SIGHUP, and waits until each worker is new and testifies for the mode.
+
+  enable, disable   do that, or nothing if .env and all workers agree already
+  status            shows the mode in .env and that of each worker: its pid, engine, and since when
+"""
+_TOGGLE_EPILOG = """\
+Workers are found by what they have written into .deepseek/, or where DEEPSEEK_RUN_DIR says (environment or .env); no
+request is made. What a reload would do is tried first, in a process of its own. A server that is no gunicorn hears no
+SIGHUP: .env is written, and it must be restarted.
+
+Exit codes: 0 proved (status: .env and all workers agree), 1 not, and one line says why, 2 wrong arguments or settings.
+When none of the new workers can have taken the new mode, .env is put back; otherwise the change stays.
+"""
+_DOCTOR = """\
+Reads the settings as a server in this directory would, from the environment and .env, and says what will hurt, why,
+and what helps; also the options of a gunicorn that runs here. Changes nothing, asks nobody, never
+prints a key.
+"""
+_DOCTOR_EPILOG = """\
+Levels: an error makes calls fail or keeps the server from starting; a warning hurts under load or at a reload, or is
+unsafe; a hint may be meant so.
+
+Exit codes: 0 nothing worse than a hint, 1 an error or a warning, 2 wrong arguments.
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs a subcommand and returns the exit code; leaves with 2 when the arguments are wrong.
+
+    Args:
+        arguments: None means the command line's.
+
+    Threads: the main one.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="replace")  # type: ignore[union-attr]  # a value may be Chinese, the terminal not
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments[:1] == ["sandbox"]:  # its arguments are its own
+        return _sandbox(arguments[1:])
+    options = _parser().parse_args(arguments)
+    try:
+        return _run(options)
+    except KeyboardInterrupt:
+        hint = " (deepseek-client toggle status says what runs now)" if options.command == "toggle" else ""
+        print(f"{options.command}: interrupted{hint}", file=sys.stderr)
+        return 1
+
+
+def _run(options: argparse.Namespace) -> int:
+    if options.command == "toggle":
+        from .ops.toggle import main as toggle
+
+        return toggle(options.verb, options.wait, options.pid)
+    if options.command == "doctor":
+        from .ops.doctor import main as doctor
+
+        return doctor(options.hosts, options.json)
+    if options.command == "gunicorn-conf":
+        print(importlib.import_module("deepseek_client.flask").gunicorn_conf(), end="")
+        return 0
+    from . import __version__
+
+    print(__version__)
+    return 0
+
+
+def _sandbox(arguments: Sequence[str]) -> int:
+    try:
+        from .sandbox.__main__ import main as sandbox
+    except ModuleNotFoundError as error:
+        if error.name != "aiohttp":
+            raise
+        print("sandbox: need aiohttp: pip install 'deepseek-client-async[sandbox]'", file=sys.stderr)
+        return 1
+    return sandbox(arguments)
+
+
+def _parser() -> Parser:
+    parser = Parser(prog="deepseek-client", description=_DESCRIPTION, epilog=_EPILOG, allow_abbrev=False)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def add(name: str, summary: str, description: str = "", epilog: str = "") -> argparse.ArgumentParser:
+        return commands.add_parser(
+            name,
+            help=summary,
+            description=description or f"{summary[0].upper()}{summary[1:]}.",
+            epilog=epilog,
+            allow_abbrev=False,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+
+    doctor = add("doctor", "says what of the settings will hurt", _DOCTOR, _DOCTOR_EPILOG)
+    doctor.add_argument(
+        "--hosts",
+        type=number(int, 1, 100_000, "hosts"),
+        default=1,
+        metavar="N",
+        help="how many machines serve with these settings, for the account's limit of calls in flight (1)",
+    )
+    doctor.add_argument(
+        "--json",
+        action="store_true",
+        help='prints a list of {"level", "code", "what", "why", "remedy"} instead of text',
+    )
+    toggle = add("toggle", "the rollback switch, with a proof", _TOGGLE, _TOGGLE_EPILOG)
+    toggle.add_argument("verb", choices=("enable", "disable", "status"))
+    toggle.add_argument(
+        "--wait",
+        type=number(float, 0, 3600, "seconds"),
+        metavar="SECONDS",
+        help="how long workers may take to start and to leave (default: gunicorn's graceful_timeout and 10)",
+    )
+    toggle.add_argument(
+        "--pid",
+        type=number(int, 1, 2**31 - 1, "a pid"),
+        metavar="PID",
+        help="the gunicorn master that is meant (default: all that serve this directory)",
+    )
+    add("sandbox", "serves DeepSeek's API on loopback with canned replies (extra `sandbox`)")
+    add(
+        "gunicorn-conf",
+        "prints the lines of a gunicorn configuration that end calls at a stop and bound connections",
+    )
+    add("version", "prints the version")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())
