@@ -38,14 +38,27 @@ When none of the new workers can have taken the new mode, .env is put back; othe
 """
 _DOCTOR = """\
 Reads the settings as a server in this directory would, from the environment and .env, and says what will hurt, why,
-and what helps; also the options of a gunicorn that runs here. Changes nothing, asks nobody, never
-prints a key.
+and what helps; also the options of a gunicorn that runs here, and the server that CELERY_BROKER_URL names. Changes
+nothing, asks nobody else, never prints a key.
 """
 _DOCTOR_EPILOG = """\
 Levels: an error makes calls fail or keeps the server from starting; a warning hurts under load or at a reload, or is
 unsafe; a hint may be meant so.
 
 Exit codes: 0 nothing worse than a hint, 1 an error or a warning, 2 wrong arguments.
+"""
+
+
+_WORKER = """\
+Takes tasks from the queue that CELERY_BROKER_URL names and makes their calls, LLM_MAX_WORKERS at once, with the
+settings that the web has, from the environment and .env of this directory; any number of workers on any machines.
+"""
+_WORKER_EPILOG = """\
+At a SIGTERM or Ctrl-C it takes no more tasks and finishes those that run, within LLM_DEADLINE_S + 5 seconds. A server
+that is away is waited for. WORKER_METRICS=HOST:PORT shows metrics there.
+
+Exit codes: 0 it was told to end, 1 it cannot work or had to leave calls, and one line says why, 2 wrong arguments or
+settings.
 """
 
 
@@ -80,6 +93,10 @@ def _run(options: argparse.Namespace) -> int:
         from .ops.doctor import main as doctor
 
         return doctor(options.hosts, options.json)
+    if options.command == "worker":
+        from .ops.worker import main as worker
+
+        return worker()
     if options.command == "gunicorn-conf":
         print(importlib.import_module("deepseek_client.flask").gunicorn_conf(), end="")
         return 0
@@ -141,6 +158,7 @@ def _parser() -> Parser:
         metavar="PID",
         help="the gunicorn master that is meant (default: all that serve this directory)",
     )
+    add("worker", "makes the calls of a queue of tasks (extra `tasks`)", _WORKER, _WORKER_EPILOG)
     add("sandbox", "serves DeepSeek's API on loopback with canned replies (extra `sandbox`)")
     add(
         "gunicorn-conf",

@@ -28,7 +28,7 @@ def run(*arguments, python=(sys.executable,), cwd=ROOT):
     return ended.returncode, ended.stdout, ended.stderr
 
 
-@pytest.mark.parametrize("name", ["doctor", "toggle", "gunicorn-conf", "version"])
+@pytest.mark.parametrize("name", ["doctor", "toggle", "worker", "gunicorn-conf", "version"])
 def test_help(name):
     """Each command has a help, which needs no installed package."""
     code, output, error = run(name, "--help", python=BARE)
@@ -43,6 +43,7 @@ def test_help_of_all():
     words = (
         "doctor",
         "toggle",
+        "worker",
         "sandbox",
         "gunicorn-conf",
         "version",

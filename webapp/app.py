@@ -11,6 +11,7 @@ from .bodies import BODY_LIMIT_BYTES, ReadableJson
 from .extensions import deepseek
 from .routes.llm import llm
 from .routes.probes import probes
+from .routes.tasks import tasks
 
 __all__ = ["create_app"]
 
@@ -34,4 +35,5 @@ def create_app(settings: Settings | None = None) -> Flask:
     answers.init_app(app)
     app.register_blueprint(llm)
     app.register_blueprint(probes)
+    app.register_blueprint(tasks)
     return app

@@ -13,6 +13,7 @@ import math
 import os
 import re
 import signal
+import socket
 import sys
 from pathlib import Path
 from typing import Any
@@ -96,6 +97,32 @@ def _name_only_the_kind(record: Any) -> bool:
     if found:
         record.msg, record.args = found[0], ()
     return True
+
+
+def _keeper() -> socket.socket | None:
+    """The socket to what runs the worker and the queue's server of `bin/serve --tasks`; None without them."""
+    number = os.environ.get("DEEPSEEK_TASKS_FD")
+    return socket.socket(fileno=os.dup(int(number))) if number else None
+
+
+def on_reload(server: Any) -> None:
+    """Has the worker of tasks replaced, too, so that it sees the new `.env` and code."""
+    if keeper := _keeper():
+        with keeper, contextlib.suppress(OSError):
+            keeper.sendall(b"\n")
+
+
+def on_exit(server: Any) -> None:
+    """Leaves after the worker of tasks, which may finish its calls, and the queue's server."""
+    keeper = None if server.reexec_pid else _keeper()  # a new master (USR2) goes on with them
+    if keeper is None:
+        return
+    for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_DFL)  # a second Ctrl-C does not wait
+    with keeper, contextlib.suppress(OSError):
+        keeper.shutdown(socket.SHUT_WR)
+        keeper.settimeout(graceful_timeout + 20)
+        keeper.recv(1)
 
 
 def post_fork(server: Any, worker: Any) -> None:

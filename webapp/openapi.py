@@ -23,15 +23,21 @@ _REFUSALS = {
     404: "not_found",
     405: "method_not_allowed",
     408: InvalidRequest.code,
+    409: InvalidRequest.code,
+    410: "gone",
     413: InvalidRequest.code,
     500: "internal_server_error",
 }
 _CALL = (400, 408, 413, 499, 500, 502, 503, 504)  # how a route that makes calls may fail
+_SUBMISSION, _TASK = (400, 408, 409, 410, 413, 500, 503), (404, 410, 500, 503)
 _WHEN = {
     400: "The body is wrong; nothing was sent.",
     401: "The token is missing or wrong.",
     403: "A browser sends it for a web page of another origin.",
+    404: "There never was such a task.",
     408: "The body came too slowly; nothing was sent.",
+    409: "The Idempotency-Key was used for another body.",
+    410: "The task has ended, and is no longer kept.",
     413: f"The body is larger than {BODY_LIMIT_BYTES} bytes.",
     499: "The caller had closed its connection, or its sending side: no call was made.",
     500: "The server is not configured, or has a defect.",
@@ -47,7 +53,18 @@ _TEXT: _Json = {"type": "string"}
 _COUNT: _Json = {"type": "integer", "minimum": 0}
 # What Python, and so the server, calls blank; \S is another set in each dialect of regular expressions.
 _BLANK = "".join(f"\\u{number:04x}" for number in range(0x3001) if chr(number).isspace())
+_TASK_ID: _Json = {"name": "task_id", "in": "path", "required": True, "schema": {**_TEXT, "minLength": 1}}
+_WAIT: _Json = {
+    "name": "wait", "in": "query", "schema": {"type": "number", "minimum": 0},
+    "description": "Seconds to wait for the end; LLM_DEADLINE_S at most, and not under sync workers.",
+}  # fmt: skip
+_KEY: _Json = {
+    "name": "Idempotency-Key", "in": "header",
+    "schema": {**_TEXT, "pattern": "^[!-~]([ -~]{0,253}[!-~])?$"},
+    "description": "The same key and body are the same task for 24 hours.",
+}  # fmt: skip
 _HEADERS: _Json = {
+    "Location": {"schema": _TEXT, "required": True},
     "X-Request-ID": {"schema": _TEXT, "description": "The caller's own or a new one; it is in the log."},
     "Retry-After": {"schema": {"type": "integer", "minimum": 1, "maximum": 3600}, "required": True},
     "WWW-Authenticate": {"schema": _TEXT, "required": True},
@@ -59,7 +76,7 @@ def describe(settings: Settings) -> _Json:
 
     Threads: any.
     """
-    statuses = (*_CALL, 401 if settings.web_api_token else 403)
+    statuses = (*_CALL, 404, 409, 410, 401 if settings.web_api_token else 403)
     components: _Json = {
         "schemas": _schemas(settings),
         "responses": {str(status): _problem(status) for status in statuses},
@@ -88,6 +105,11 @@ def _paths(settings: Settings) -> _Json:
         "/api/llm/status": {
             "get": _guarded(settings, _operation("What this process is set to, and its pool.", "Status"))
         },
+        "/api/llm/tasks": {"post": _submission(settings)},
+        "/api/llm/status/{task_id}": {
+            "get": _of_task(settings, "A task as it is now, or when it has ended.", (400, *_TASK), _WAIT)
+        },
+        "/api/llm/tasks/{task_id}": {"delete": _of_task(settings, "Ends a task that has not ended.", _TASK)},
         "/api/openapi.json": {"get": _operation("This document; it needs no token.", "Document")},
         "/health": {"get": _operation("The process lives.", "Health")},
         "/ready": {
@@ -102,6 +124,29 @@ def _call(settings: Settings, takes: str, gives: str, summary: str) -> _Json:
     body = {"required": True, "content": {"application/json": {"schema": _ref("schemas", takes)}}}
     failures = {str(status): _ref("responses", str(status)) for status in _CALL}
     return _guarded(settings, {**_with(_operation(summary, gives), failures), "requestBody": body})
+
+
+def _submission(settings: Settings) -> _Json:
+    """Answered at once, 202: a worker of the queue makes the call."""
+    schema = {"oneOf": [_ref("schemas", "TaskTextRequest"), _ref("schemas", "ParseRequest")]}
+    accepted = _answer("Task", "Accepted; poll where Location says.", ("Retry-After", "Location"))
+    accepted["headers"]["Retry-After"] = {**_HEADERS["Retry-After"], "required": False}
+    responses = {"202": accepted, **{str(status): _ref("responses", str(status)) for status in _SUBMISSION}}
+    return _guarded(
+        settings,
+        {
+            "summary": "One prompt, or what a player's words mean, as a task.",
+            "parameters": [_KEY],
+            "requestBody": {"required": True, "content": {"application/json": {"schema": schema}}},
+            "responses": responses,
+        },
+    )
+
+
+def _of_task(settings: Settings, summary: str, statuses: tuple[int, ...], *parameters: _Json) -> _Json:
+    failures = {str(status): _ref("responses", str(status)) for status in statuses}
+    operation = {**_with(_operation(summary, "Task"), failures), "parameters": [_TASK_ID, *parameters]}
+    return _guarded(settings, operation)
 
 
 def _guarded(settings: Settings, operation: _Json) -> _Json:
@@ -178,6 +223,7 @@ def _request_schemas(settings: Settings) -> _Json:
     }
     return {
         "TextRequest": _object({"prompt": prompt}),
+        "TaskTextRequest": {**_object({"prompt": prompt}), "not": {"required": ["utterance"]}},
         "ChatRequest": _object({"prompt": prompt}, {"async": {"type": "boolean", "default": True}}),
         "ParseRequest": _object(
             {"utterance": prompt},
@@ -217,6 +263,11 @@ def _answer_schemas() -> _Json:
             "version": _TEXT, "async_enabled": flag, "engine": _TEXT, "pid": _COUNT,
             "pool": {"type": "object", "additionalProperties": _COUNT}, "upstream": {"enum": ["sandbox", "deepseek"]},
         }),
+        "Task": _object(
+            {"task_id": _TEXT, "status": {"enum": ["pending", "started", "completed", "failed", "cancelled"]}},
+            {"result": {}, "error": _TEXT, "code": _TEXT},
+            additionalProperties=False,
+        ),
         "Document": _object({"openapi": _TEXT}),
         "Health": _exact({"status": {"const": "healthy"}}),
         "Ready": _exact({"status": {"const": "ready"}}),

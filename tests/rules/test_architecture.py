@@ -39,8 +39,8 @@ def row(layer, modules, third_party="", own=()):
 
 
 OPS = [f"deepseek_client.ops.{name}" for name in (
-    "doctor", "doctor.finding", "doctor.serving", "doctor.situation", "doctor.sources", "doctor.texts",
-    "doctor.upstream")]  # fmt: skip
+    "doctor", "doctor.finding", "doctor.queue", "doctor.serving", "doctor.situation", "doctor.sources", "doctor.texts",
+    "doctor.upstream", "worker")]  # fmt: skip
 TABLE = [
     Row(7, " ".join(["webapp.wsgi webapp.gunicorn.conf deepseek_client.__main__ deepseek_client.ops", *OPS]),
         ANYTHING, ANYTHING),
@@ -51,14 +51,19 @@ TABLE = [
          "deepseek_client.ops.toggle.*", "deepseek_client.errors", "deepseek_client.settings_file",
          "deepseek_client.telemetry.testimony"}),
     row(6, "webapp webapp.access webapp.answers webapp.app webapp.bodies webapp.extensions webapp.openapi "
-        "webapp.routes webapp.routes.llm webapp.routes.probes", "flask werkzeug",
-        {"deepseek_client", "deepseek_client.flask", "deepseek_client.settings_file",
+        "webapp.routes webapp.routes.llm webapp.routes.probes webapp.routes.tasks", "flask werkzeug",
+        {"deepseek_client", "deepseek_client.flask", "deepseek_client.settings_file", "deepseek_client.tasks",
          "webapp.*"}),
     row(5, " ".join(f"deepseek_client.flask{name}" for name in ("", ".arrival", ".envelope",
                     ".extension", ".first_request", ".gunicorn_bounds", ".gunicorn_leaving", ".leaving", ".lingering",
                     ".log_lines", ".loop", ".metrics_page", ".problems", ".rollback", ".sources", ".streaming")),
         "flask werkzeug",
         {0, 1, 2, 3, 4, "deepseek_client.flask.*"}),
+    row(5, " ".join(f"deepseek_client.tasks{name}" for name in (
+        "", ".app", ".broker", ".client", ".ids", ".jobs", ".keeper", ".ledger", ".listener",
+        ".message", ".metrics_server", ".overview", ".runner", ".scripts", ".sweeper", ".withdrawals")),
+        "celery kombu redis",
+        {0, 1, 2, 3, 4, "deepseek_client.tasks.*"}),
     row(4, "deepseek_client", "", {0, 1, 2, 3, 4}),
     row(4, "deepseek_client.deepseek", "", {0, 1, 2, 3, "deepseek_client.facade"}),
     row(4, "deepseek_client.paths", "", {0, 1, 2, 3, "deepseek_client.facade"}),

@@ -4,9 +4,12 @@ import logging
 import os
 
 import pytest
+from support.queue_server import QueueServer
 
 from deepseek_client import Settings
+from deepseek_client.tasks.ledger import Ledger
 from webapp.app import create_app
+from webapp.routes import tasks
 
 schemathesis = pytest.importorskip("schemathesis", reason="it needs Python 3.11")
 from hypothesis import HealthCheck, Phase, given, settings as fuzzing  # noqa: E402, I001
@@ -29,8 +32,11 @@ FAILING = [
 CALLS = [("POST", f"/api/llm/{name}") for name in ("chat", "chat/sync", "parse", "parse/sync", "batch")]
 CALLS += [("GET", "/api/llm/chat")]
 PROBES = [("GET", path) for path in ("/health", "/ready", "/metrics", "/api/openapi.json", "/api/llm/status")]
+SUBMIT = ("POST", "/api/llm/tasks")
+OF_A_TASK = [("GET", "/api/llm/status/{task_id}"), ("DELETE", "/api/llm/tasks/{task_id}")]
 named = [f"{method}-{path.removeprefix('/api/llm/')}" for method, path in CALLS]
 over_calls = pytest.mark.parametrize(("method", "path"), CALLS, ids=named)
+of_a_task = pytest.mark.parametrize(("method", "path"), OF_A_TASK, ids=["GET", "DELETE"])
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -65,12 +71,45 @@ def failing_contract(serve_contract):
     return serve_contract()
 
 
+@pytest.fixture(scope="module")
+def task_queue(tmp_path_factory):
+    """A queue that no worker serves."""
+    server = QueueServer(tmp_path_factory.mktemp("queue"))
+    yield server
+    server.close()
+
+
+@pytest.fixture(scope="module")
+def task_contract(serve_contract, task_queue):
+    """Of an application that has a queue."""
+    yield serve_contract(CELERY_BROKER_URL=task_queue.url, TASK_QUEUE_LIMIT="100000")
+    tasks._jobs_of.cache_clear()
+
+
+@pytest.fixture
+def ended_tasks(task_queue):
+    """The ids of tasks, each of which has ended in another way."""
+    ledger = Ledger(task_queue.url, limit=100_000, ttl_s=3600)
+    outcomes = {
+        "completed": {"result": {"text": "再见"}},
+        "failed": {"error": "Busy.", "code": "rate_limited"},
+        "cancelled": {},
+    }
+    ids = []
+    for state, outcome in outcomes.items():
+        _, task_id = ledger.submit("chat", ["你好"], "", key="")
+        ledger.finish(task_id, ledger.start(task_id, "a", 60, "channel").fence, state, outcome)
+        ids.append(task_id)
+    yield ids
+    ledger.close()
+
+
 @pytest.fixture
 def fuzz(sandbox, caplog):
     """Sends requests of one kind to a route; holds the answers against the document, and the log against the bodies."""
     caplog.set_level(logging.INFO)
 
-    def run(contract, method, path, mode, *without, before=lambda: None):
+    def run(contract, method, path, mode, *without, before=lambda: None, **in_path):
         @given(case=contract[path][method].as_strategy(generation_mode=mode))
         @fuzzing(
             max_examples=EXAMPLES,
@@ -82,6 +121,7 @@ def fuzz(sandbox, caplog):
         )
         def ask(case):
             before()
+            case.path_parameters.update(in_path)
             caplog.clear()
             answer = case.call()
             # Which failures are right is in the document.
@@ -144,8 +184,39 @@ def test_probes(fuzz, contract, method, path):
     assert fuzz(contract, method, path, GenerationMode.POSITIVE) == {200}
 
 
+def test_right_submissions(fuzz, task_contract):
+    """Whatever the document allows is accepted; a key that comes again with another body is a 409."""
+    statuses = fuzz(task_contract, *SUBMIT, GenerationMode.POSITIVE)
+    assert 202 in statuses
+    assert statuses <= {202, 409}
+
+
+def test_wrong_submissions(fuzz, task_contract):
+    """Whatever the document does not allow is a 400 in its shape, as on the routes that make the call."""
+    assert fuzz(task_contract, *SUBMIT, GenerationMode.NEGATIVE) == {400}
+
+
+@of_a_task
+def test_ids_that_never_were(fuzz, task_contract, method, path):
+    """Whatever stands in the place of an id, it is a 404."""
+    assert fuzz(task_contract, method, path, GenerationMode.POSITIVE) == {404}
+
+
+@of_a_task
+def test_ended_tasks(fuzz, task_contract, ended_tasks, method, path):
+    """A task is answered as documented, however it has ended."""
+    for task_id in ended_tasks:
+        assert fuzz(task_contract, method, path, GenerationMode.POSITIVE, task_id=task_id) == {200}
+
+
+@pytest.mark.parametrize(("method", "path"), [SUBMIT, *OF_A_TASK], ids=["POST", "GET", "DELETE"])
+def test_tasks_without_a_queue(fuzz, contract, method, path):
+    """Without a queue the routes of tasks answer 503, as documented."""
+    assert fuzz(contract, method, path, GenerationMode.POSITIVE) == {503}
+
+
 def test_every_route_is_fuzzed(contract):
     """No route of the document is left out."""
     found = {(each.ok().method.upper(), each.ok().path) for each in contract.get_all_operations()}
     # The fuzzer does not take the document itself for a part of the contract.
-    assert found == {*CALLS, *PROBES} - {("GET", "/api/openapi.json")}
+    assert found == {*CALLS, *PROBES, SUBMIT, *OF_A_TASK} - {("GET", "/api/openapi.json")}

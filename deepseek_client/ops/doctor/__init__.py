@@ -1,6 +1,6 @@
 """Reads the settings and says what will hurt, before it hurts; `deepseek-client doctor`, and bin/serve at its start.
 
-Nothing is asked of the network, nothing is changed, and neither Flask nor requests is loaded.
+Nothing is asked of the network but the queue's server, nothing is changed, and neither Flask nor requests is loaded.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from itertools import chain
 
 from ...telemetry import logs
 from .finding import LEVELS, Finding
+from .queue import examine_queue
 from .serving import examine_serving
 from .situation import Server, Situation, read
 from .sources import SECRETS, examine_sources, refusals
@@ -42,7 +43,7 @@ def main(hosts: int = 1, as_json: bool = False) -> int:
 
 def examine(situation: Situation) -> list[Finding]:
     """What will hurt in this situation, the worst first, and no key or token in it, wherever that was put."""
-    parts = (refusals, examine_serving, examine_upstream, examine_sources)
+    parts = (refusals, examine_serving, examine_upstream, examine_queue, examine_sources)
     found = chain.from_iterable(part(situation) for part in parts)
     return _worst_first(_masked(finding, situation) for finding in found)
 

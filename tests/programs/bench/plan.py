@@ -12,11 +12,20 @@ __all__ = [
     "LATENCY_MS",
     "PER_WIDTH",
     "QUICK",
+    "TASK_CONNECTIONS",
+    "TASK_LATENCY_MS",
+    "TASK_THREADS",
+    "TASK_WORKERS",
     "Scale",
     "units_of",
 ]
 
 LATENCY_MS = 100
+TASK_LATENCY_MS = 500
+TASK_WORKERS = (1, 2, 4)
+TASK_CONNECTIONS = 10
+TASK_THREADS = 10
+"""LLM_MAX_WORKERS of each of them."""
 PER_WIDTH = 6
 """Fan-out prompts for each call that may be under way."""
 DRIPPING = 200
@@ -49,6 +58,8 @@ class Scale:
     server_rounds: int
     drip_rounds: int
     ceiling_requests: int
+    task_calls: int
+    submissions: int
 
 
 FULL = Scale(
@@ -66,6 +77,8 @@ FULL = Scale(
     server_rounds=3,
     drip_rounds=3,
     ceiling_requests=4000,
+    task_calls=20,
+    submissions=3000,
 )
 QUICK = Scale(
     name="quick",
@@ -82,6 +95,8 @@ QUICK = Scale(
     server_rounds=1,
     drip_rounds=1,
     ceiling_requests=1500,
+    task_calls=8,
+    submissions=1000,
 )
 
 
@@ -167,6 +182,15 @@ def _streams(scale: Scale) -> Iterator[dict[str, Any]]:
             yield {"part": "streams", "peer": peer, "round": turn, "count": _STREAMS[peer]}
 
 
+def _tasks(scale: Scale) -> Iterator[dict[str, Any]]:
+    common = {"part": "tasks", "upstream": "patient"}
+    for turn in range(scale.server_rounds):
+        yield {**common, "peer": "submit", "round": turn, "count": scale.submissions}
+        for workers in TASK_WORKERS:
+            count = scale.task_calls * TASK_THREADS * workers
+            yield {**common, "peer": "work", "round": turn, "width": workers, "count": count}
+
+
 _OF_PART = {
     "a": _calls,
     "b": _fan_out,
@@ -175,4 +199,5 @@ _OF_PART = {
     "e": _deadlines,
     "f": _ceiling,
     "streams": _streams,
+    "tasks": _tasks,
 }

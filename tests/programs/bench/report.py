@@ -7,7 +7,7 @@ from typing import Any
 
 from .arguments import PARTS
 from .figures import Figures, Spread
-from .plan import DRIPPING, LATENCY_MS, PER_WIDTH
+from .plan import DRIPPING, LATENCY_MS, PER_WIDTH, TASK_CONNECTIONS, TASK_LATENCY_MS, TASK_THREADS
 from .servers import BATCH, CONNECTIONS, THREADS, WORKERS
 
 __all__ = ["spread_text", "table", "text_of"]
@@ -169,6 +169,33 @@ def _streams(figures: Figures) -> list[str]:
     ]
 
 
+def _tasks(figures: Figures) -> list[str]:
+    web = [
+        spread_text(figures.of(name, "tasks", "submit"), digits)
+        for name, digits in (("submissions_per_s", 0), ("p50_ms", 0), ("p99_ms", 0), ("cpu_ms", 2))
+    ]
+    rows = []
+    for workers in figures.widths("tasks"):
+        done = figures.of("tasks_per_s", "tasks", "work", workers)
+        if done:
+            ideal = workers * TASK_THREADS / TASK_LATENCY_MS * 1000
+            share = f"{done.median / ideal:.2f}"
+            costs = [
+                spread_text(figures.of(name, "tasks", "work", workers), digits)
+                for name, digits in (("cpu_ms", 1), ("server_ms", 2))
+            ]
+            rows.append([str(workers), spread_text(done), f"{ideal:.0f}", share, *costs])
+    return [
+        f"{WORKERS} sync web workers, {TASK_CONNECTIONS} clients, a new connection each time, the worker full:",
+        "",
+        *table(["submissions per second", "p50, ms", "p99, ms", "CPU, ms each"], [web]),
+        "",
+        f"Workers of LLM_MAX_WORKERS={TASK_THREADS}, latency {TASK_LATENCY_MS} ms:",
+        "",
+        *table(["workers", "tasks per second", "ideal", "share", "CPU, ms a task", "the server's, ms"], rows),
+    ]
+
+
 _OF_PART = {
     "a": _calls,
     "b": _fan_out,
@@ -177,4 +204,5 @@ _OF_PART = {
     "e": _deadlines,
     "f": _ceiling,
     "streams": _streams,
+    "tasks": _tasks,
 }

@@ -41,7 +41,7 @@ def _bar(total: int) -> tqdm[Any]:
 
 
 def _show(bar: tqdm[Any], unit: dict[str, Any]) -> None:
-    unit_of_width = {"b": "at a time"}.get(unit["part"])
+    unit_of_width = {"b": "at a time", "tasks": "workers"}.get(unit["part"])
     width = f", {unit['width']} {unit_of_width}" if unit_of_width and "width" in unit else ""
     what = f"{PARTS[unit['part']]}: {unit['peer']}{width}, round {unit['round'] + 1}"
     if bar.disable:

@@ -17,6 +17,7 @@ _MODULES = {
     "e": "deadlines",
     "f": "ceiling",
     "streams": "streams",
+    "tasks": "tasks",
 }
 
 

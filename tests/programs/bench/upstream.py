@@ -14,7 +14,7 @@ from pathlib import Path
 import certifi
 import trustme
 
-from .plan import LATENCY_MS
+from .plan import LATENCY_MS, TASK_LATENCY_MS
 
 __all__ = ["ROOT", "clean_environment", "end", "running_sandboxes"]
 
@@ -67,6 +67,7 @@ def running_sandboxes(folder: Path) -> Iterator[tuple[dict[str, str], Path]]:
             "fast": stack.enter_context(_sandbox(env, ["--latency-ms", "0", *tls])),
             "slow": stack.enter_context(_sandbox(env, ["--latency-ms", str(LATENCY_MS), *tls])),
             "plain": stack.enter_context(_sandbox(env, ["--latency-ms", "0"])),
+            "patient": stack.enter_context(_sandbox(env, ["--latency-ms", str(TASK_LATENCY_MS), *tls])),
         }
         yield urls, bundle
 
