@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import importlib.util
 import sys
 from collections.abc import Sequence
 
@@ -75,6 +76,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     if arguments[:1] == ["sandbox"]:  # its arguments are its own
         return _sandbox(arguments[1:])
+    if arguments[:1] == ["console"]:
+        return _console(arguments[1:])
     options = _parser().parse_args(arguments)
     try:
         return _run(options)
@@ -115,6 +118,14 @@ def _sandbox(arguments: Sequence[str]) -> int:
         print("sandbox: need aiohttp: pip install 'deepseek-client-async[sandbox]'", file=sys.stderr)
         return 1
     return sandbox(arguments)
+
+
+def _console(arguments: Sequence[str]) -> int:
+    # The wheel has it as a part of the library, the tree as a part of our application.
+    of_wheel = importlib.util.find_spec("deepseek_client.console") is not None
+    package = "deepseek_client.console" if of_wheel else "webapp.console"
+    code: int = importlib.import_module(f"{package}.command").main(arguments)
+    return code
 
 
 def _parser() -> Parser:
@@ -160,6 +171,7 @@ def _parser() -> Parser:
     )
     add("worker", "makes the calls of a queue of tasks (extra `tasks`)", _WORKER, _WORKER_EPILOG)
     add("sandbox", "serves DeepSeek's API on loopback with canned replies (extra `sandbox`)")
+    add("console", "shows what the workers do and need, on a page of this machine")
     add(
         "gunicorn-conf",
         "prints the lines of a gunicorn configuration that end calls at a stop and bound connections",

@@ -45,6 +45,7 @@ def test_help_of_all():
         "toggle",
         "worker",
         "sandbox",
+        "console",
         "gunicorn-conf",
         "version",
         "Exit codes",

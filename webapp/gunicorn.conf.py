@@ -67,6 +67,7 @@ def _seconds(name: str, default: int, high: int) -> float:
 
 host = _text("HOST", "127.0.0.1")
 port = _whole("PORT", 5000, 65535)
+console_port = _whole("CONSOLE_PORT", 5001, 65535, low=0)  # for bin/serve
 bind = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 workers = _whole("WEB_CONCURRENCY", 2, 1000)
 threads = _whole("WEB_THREADS", 1, 1000)

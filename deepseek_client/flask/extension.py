@@ -20,6 +20,7 @@ from ..paths import ClientPath, PathCall, client_of, is_asyncified, with_setting
 from ..telemetry import metrics, testimony
 from . import (
     arrival,
+    console_calls,
     envelope,
     first_request,
     gunicorn_leaving,
@@ -220,6 +221,7 @@ class DeepSeek:
             log_lines.install(part.settings, *_secrets_of(self._wrapped))
         if self._has_metrics:
             metrics.install()
+            console_calls.init_app(app)
             envelope.count_requests(app)
         if self._metrics_path is not None:
             MetricsPage(self._metrics_path).init_app(app)

@@ -44,6 +44,7 @@ class Server:
             "HOME": os.environ.get("HOME", "/"),
             "HOST": "127.0.0.1",
             "PORT": str(self.port),
+            "CONSOLE_PORT": "0",
             "WEB_CONCURRENCY": "2",
             "WEB_THREADS": "1",
             "DEEPSEEK_API_KEY": "",
@@ -140,3 +141,22 @@ def serving(tmp_path_factory):
 def eventually():
     """Waits until a function's answer is true."""
     return poll
+
+
+# Of the module: while playwright runs no other test of its process can have an event loop.
+@pytest.fixture(scope="module")
+def browser():
+    """One chromium."""
+    from support.browsing import chromium
+
+    with chromium() as started:
+        yield started
+
+
+@pytest.fixture
+def open_page(browser):
+    """Opens a page; afterwards nothing was asked of another origin, and no error was in the browser's console."""
+    from support.browsing import opener
+
+    with opener(browser) as opened:
+        yield opened

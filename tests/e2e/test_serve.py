@@ -129,6 +129,13 @@ def test_wrong_port(port):
     assert f"PORT='{port}': need a whole number from 1 to 65535" in error
 
 
+def test_wrong_console_port():
+    """A CONSOLE_PORT that is no port is an exit with 2 and one line."""
+    code, output, error = refused(CONSOLE_PORT="65536")
+    assert (code, output) == (2, "")
+    assert "CONSOLE_PORT='65536': need a whole number from 0 to 65535" in error
+
+
 def test_wrong_setting():
     """A setting that is wrong is an exit with 2 and one line, before anything is started."""
     code, output, error = refused(LLM_MAX_WORKERS="five")

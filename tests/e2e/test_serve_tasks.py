@@ -44,16 +44,19 @@ class Lasting(NamedTuple):
     """A server that several tests ask."""
 
     server: Any
+    console: str
     folder: Path
 
 
 @pytest.fixture(scope="module")
 def lasting(serving, shared_sandbox, tmp_path_factory):
-    """One that runs, for the tests that neither end nor change it."""
-    folder = tmp_path_factory.mktemp("lasting") / "run"
+    """One that runs, with a console, for the tests that neither end nor change it."""
+    folder, port = tmp_path_factory.mktemp("lasting") / "run", free_port()
     upstream = {"DEEPSEEK_API_KEY": "sk-test", "DEEPSEEK_BASE_URL": shared_sandbox.url}
-    with serving([SERVE, "--tasks"], **upstream, DEEPSEEK_RUN_DIR=str(folder)) as server:
-        yield Lasting(server, folder)
+    with serving(
+        [SERVE, "--tasks"], **upstream, DEEPSEEK_RUN_DIR=str(folder), CONSOLE_PORT=str(port)
+    ) as server:
+        yield Lasting(server, f"http://127.0.0.1:{port}", folder)
 
 
 @pytest.fixture
@@ -115,6 +118,20 @@ def test_task_from_end_to_end(lasting, sandbox, eventually):
     server = lasting.server
     assert PROMPT in result_of(server, submit(server), eventually)
     assert re.search("No CELERY_BROKER_URL: tasks wait in .*run/queue", server.output.read_text())
+
+
+def test_console_shows_the_queue(lasting, sandbox, eventually):
+    """The console is told of the queue that was made for this server, counts its worker and what that has done."""
+
+    def figures():
+        with contextlib.suppress(requests.RequestException, ValueError), requests.Session() as http:
+            http.trust_env = False
+            answer = http.get(f"{lasting.console}/tasks", timeout=GIVE_UP_S).json()["figures"]
+            return [int(answer[name]) for name in ("tasks_completed", "tasks_workers")]
+
+    done, _ = eventually(figures, GIVE_UP_S)
+    result_of(lasting.server, submit(lasting.server), eventually)
+    eventually(lambda: figures() == [done + 1, 1], GIVE_UP_S)
 
 
 def test_password_in_no_list_of_processes(lasting):

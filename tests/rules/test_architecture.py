@@ -50,11 +50,19 @@ TABLE = [
         {*(f"deepseek_client.ops.{name}" for name in ("deployment", "env_file", "gunicorn_command", "refusal")),
          "deepseek_client.ops.toggle.*", "deepseek_client.errors", "deepseek_client.settings_file",
          "deepseek_client.telemetry.testimony"}),
+    # An operator's program, which lies beside the application and asks nothing of it but what a person tries.
+    row(6, " ".join(f"webapp.console{name}" for name in ("", ".access", ".application", ".command", ".configuration",
+                    ".findings", ".histograms", ".listening", ".queue", ".reports", ".sample", ".sizing", ".texts",
+                    ".trying", ".watching", ".windows")), "flask werkzeug",
+        {"deepseek_client", "deepseek_client.tasks",
+         *(f"deepseek_client.{name}" for name in ("command_line", "queueing", "settings_file")),
+         *(f"deepseek_client.telemetry{name}" for name in ("", ".metric_directory", ".metric_reading", ".metrics",
+                                                           ".testimony")), "webapp.console.*"}),
     row(6, "webapp webapp.access webapp.answers webapp.app webapp.bodies webapp.extensions webapp.openapi "
         "webapp.routes webapp.routes.llm webapp.routes.probes webapp.routes.tasks", "flask werkzeug",
         {"deepseek_client", "deepseek_client.flask", "deepseek_client.settings_file", "deepseek_client.tasks",
          "webapp.*"}),
-    row(5, " ".join(f"deepseek_client.flask{name}" for name in ("", ".arrival", ".envelope",
+    row(5, " ".join(f"deepseek_client.flask{name}" for name in ("", ".arrival", ".console_calls", ".envelope",
                     ".extension", ".first_request", ".gunicorn_bounds", ".gunicorn_leaving", ".leaving", ".lingering",
                     ".log_lines", ".loop", ".metrics_page", ".problems", ".rollback", ".sources", ".streaming")),
         "flask werkzeug",
@@ -90,6 +98,7 @@ TABLE = [
         "requests urllib3", {0, "deepseek_client.wire.*"}),
     row(1, "deepseek_client.telemetry deepseek_client.telemetry.logs deepseek_client.telemetry.metrics "
         "deepseek_client.telemetry.metric_directory deepseek_client.telemetry.metric_files "
+        "deepseek_client.telemetry.metric_reading "
         "deepseek_client.telemetry.metric_values", "prometheus_client", {0, "deepseek_client.telemetry.*"}),
     *(
         row(1, f"deepseek_client.sandbox{module}", "aiohttp",
@@ -103,7 +112,7 @@ TABLE = [
     row(1, "deepseek_client.telemetry.testimony"),
     row(1, "deepseek_client.settings_file", "dotenv", {0}),
     row(0, "deepseek_client.command_line deepseek_client.errors deepseek_client.events deepseek_client.fork_safe "
-        "deepseek_client.request_id deepseek_client.settings", "", {0}),
+        "deepseek_client.queueing deepseek_client.request_id deepseek_client.settings", "", {0}),
 ]  # fmt: skip
 ROW_OF = {module: kind for kind in TABLE for module in kind.modules.split()}
 

@@ -18,6 +18,7 @@ READ_ELSEWHERE = {
     "DEEPSEEK_VERBOSE": "0",
     "HOST": "127.0.0.1",
     "PORT": "5000",
+    "CONSOLE_PORT": "5001",
     "WEB_CONCURRENCY": "2",
     "WEB_THREADS": "1",
 }

@@ -13,6 +13,7 @@ from support.package import run
 ROOT = Path(__file__).parents[2]
 LIBRARY = ROOT / "deepseek_client"
 MONITORING = ROOT / "webapp" / "monitoring"
+CONSOLE = ROOT / "webapp" / "console"
 OWN_TESTS = ("tests/test_settings.py", "tests/rules/test_exports.py")
 OF_EGG_INFO = re.compile(r"PKG-INFO|[\w.-]+\.egg-info/.*")
 
@@ -48,10 +49,12 @@ def metadata(distributions):
 
 
 def test_wheel_holds_the_library_and_nothing_else(distributions):
-    """All modules of deepseek_client, its py.typed and the monitoring files; no webapp and no tests."""
+    """All modules of deepseek_client, its py.typed, the monitoring files and the console; no webapp and no tests."""
     library = [file for file in LIBRARY.rglob("*") if file.suffix == ".py" or file.name == "py.typed"]
     expected = {str(file.relative_to(ROOT)) for file in library}
     expected |= {f"deepseek_client/monitoring/{file.name}" for file in MONITORING.iterdir()}
+    console = [file for file in CONSOLE.rglob("*") if file.is_file() and file.suffix != ".pyc"]
+    expected |= {f"deepseek_client/console/{file.relative_to(CONSOLE)}" for file in console}
     assert names_in_wheel(distributions) == expected
 
 
@@ -99,3 +102,14 @@ def test_import_alone_loads_no_other_package(installed_python, tmp_path):
     code = "import sys; before = {*sys.modules}; import deepseek_client; print(*{*sys.modules} - before)"
     loaded = {name.partition(".")[0] for name in run([installed_python, "-c", code], tmp_path).split()}
     assert loaded - sys.stdlib_module_names == {"deepseek_client"}
+
+
+def test_console_is_served_from_the_package(installed_python, tmp_path):
+    """A deployment that has only the wheel has the console, with its page and what that loads."""
+    code = (
+        "from deepseek_client.console import create_console as make; client = make().test_client(); "
+        "print(*(client.get(path).status_code for path in ('/', '/static/console.js', '/static/uplot/LICENSE')))"
+    )
+    assert run([installed_python, "-c", code], tmp_path).split() == ["200"] * 3
+    help_text = run([installed_python, "-m", "deepseek_client", "console", "--help"], tmp_path)
+    assert help_text.startswith("usage: deepseek-client console")
