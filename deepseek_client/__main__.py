@@ -10,8 +10,10 @@ import importlib
 import importlib.util
 import sys
 from collections.abc import Sequence
+from typing import Any
 
-from .command_line import Parser, number
+from .command_line import Parser, number, numbers
+from .settings import ENGINES
 
 __all__ = ["main"]
 
@@ -36,6 +38,20 @@ SIGHUP: .env is written, and it must be restarted.
 
 Exit codes: 0 proved (status: .env and all workers agree), 1 not, and one line says why, 2 wrong arguments or settings.
 When none of the new workers can have taken the new mode, .env is put back; otherwise the change stays.
+"""
+_TUNE = """\
+Measures how long calls wait for a thread, for several numbers of workers, and recommends the smallest with which the
+95th percentile of waiting is under a tenth of the model's median. A sandbox of its own takes the time that the profile
+says; arrivals and durations are the same for each number. Beside it stands what queueing theory says.
+
+  deepseek-client tune --p50-ms 200 --p95-ms 500 --rate 20
+  deepseek-client tune --from-metrics http://127.0.0.1:5000/metrics --processes 2
+  deepseek-client tune --real --max-calls 400          calls the API, after a question, at your expense
+"""
+_TUNE_EPILOG = """\
+LLM_MAX_WORKERS is per process: divide what a deployment gets by its processes.
+
+Exit codes: 0 a number is recommended, 1 none is enough or it could not be measured, 2 wrong arguments or settings.
 """
 _DOCTOR = """\
 Reads the settings as a server in this directory would, from the environment and .env, and says what will hurt, why,
@@ -100,6 +116,8 @@ def _run(options: argparse.Namespace) -> int:
         from .ops.worker import main as worker
 
         return worker()
+    if options.command == "tune":
+        return _tune(options)
     if options.command == "gunicorn-conf":
         print(importlib.import_module("deepseek_client.flask").gunicorn_conf(), end="")
         return 0
@@ -118,6 +136,15 @@ def _sandbox(arguments: Sequence[str]) -> int:
         print("sandbox: need aiohttp: pip install 'deepseek-client-async[sandbox]'", file=sys.stderr)
         return 1
     return sandbox(arguments)
+
+
+def _tune(options: argparse.Namespace) -> int:
+    try:
+        from .ops.tune import main as tune
+    except ModuleNotFoundError as error:
+        print(f"tune: need {error.name}: pip install deepseek-client-async", file=sys.stderr)
+        return 1
+    return tune(options)
 
 
 def _console(arguments: Sequence[str]) -> int:
@@ -170,6 +197,7 @@ def _parser() -> Parser:
         help="the gunicorn master that is meant (default: all that serve this directory)",
     )
     add("worker", "makes the calls of a queue of tasks (extra `tasks`)", _WORKER, _WORKER_EPILOG)
+    _add_tune(add("tune", "measures which LLM_MAX_WORKERS a load needs", _TUNE, _TUNE_EPILOG))
     add("sandbox", "serves DeepSeek's API on loopback with canned replies (extra `sandbox`)")
     add("console", "shows what the workers do and need, on a page of this machine")
     add(
@@ -178,6 +206,69 @@ def _parser() -> Parser:
     )
     add("version", "prints the version")
     return parser
+
+
+def _add_tune(tune: argparse.ArgumentParser) -> None:
+    def add(name: str, text: str, **options: Any) -> None:
+        tune.add_argument(name, help=text, **options)
+
+    milliseconds = number(float, 0, 600_000, "milliseconds")
+    add("--p50-ms", "median time of the model (200)", type=milliseconds, default=200.0, metavar="MS")
+    add("--p95-ms", "its 95th percentile (500)", type=milliseconds, default=500.0, metavar="MS")
+    add(
+        "--rate",
+        "calls that arrive per second in one process (20)",
+        type=number(float, 0, 10_000, "calls per second"),
+        default=20.0,
+        metavar="N",
+    )
+    add("--from-metrics", "takes rate and times from the metrics page of a running deployment", metavar="URL")
+    add(
+        "--watch",
+        "how long to look at that page (30)",
+        type=number(float, 0, 3600, "seconds"),
+        default=30.0,
+        metavar="SECONDS",
+    )
+    add(
+        "--processes",
+        "processes that share the load on that page (1)",
+        type=number(int, 1, 100_000, "processes"),
+        default=1,
+        metavar="N",
+    )
+    add(
+        "--workers",
+        "the numbers of workers to try, such as 4,8,16 (around what the model says)",
+        type=numbers(1, 1000, "workers"),
+        metavar="N,N",
+    )
+    add("--engines", "what runs the calls (threads)", nargs="+", choices=ENGINES, default=["threads"])
+    add(
+        "--seconds",
+        "how long to measure each number (10)",
+        type=number(float, 0, 3600, "seconds"),
+        default=10.0,
+        metavar="SECONDS",
+    )
+    add("--real", "calls the API of the settings instead of a sandbox", action="store_true")
+    add(
+        "--max-calls",
+        "the most calls that --real makes in all (200)",
+        type=number(int, 2, 1_000_000, "calls"),
+        default=200,
+        metavar="N",
+    )
+    add(
+        "--usd-per-million-tokens",
+        "for the estimate before --real: what the vendor's price list says (1)",
+        type=number(float, 0, 10_000, "USD"),
+        default=1.0,
+        metavar="USD",
+    )
+    add("--yes", "asks no question before --real", action="store_true")
+    add("--json", "prints an object instead of the table", action="store_true")
+    add("--plot", "draws waiting over workers into this PNG file (needs matplotlib)", metavar="FILE")
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Callable
 from typing import NoReturn
 
-__all__ = ["Parser", "number"]
+__all__ = ["Parser", "number", "numbers"]
 
 
 class Parser(argparse.ArgumentParser):
@@ -37,3 +37,13 @@ def number(kind: type[int] | type[float], low: float, high: float, unit: str) ->
         return value
 
     return read
+
+
+def numbers(low: int, high: int, unit: str) -> Callable[[str], list[int]]:
+    """Returns a `type` for an argument that is a list of whole numbers with commas; gives them sorted, each once.
+
+    Args:
+        low, high, unit: of each, as for `number`.
+    """
+    one = number(int, low, high, unit)
+    return lambda text: sorted({int(one(part.strip())) for part in text.split(",")})

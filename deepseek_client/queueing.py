@@ -1,4 +1,4 @@
-"""How many workers a load needs: the console's arithmetic.
+"""How many workers a load needs: the arithmetic that the console and `deepseek-client tune` share.
 
 Little's law: the calls that run at a time are the calls that arrive per second, times the seconds that one runs. That
 is a mean. Calls that arrive independently of each other are sometimes more and sometimes fewer, in a pool that never

@@ -44,6 +44,7 @@ def test_help_of_all():
         "doctor",
         "toggle",
         "worker",
+        "tune",
         "sandbox",
         "console",
         "gunicorn-conf",

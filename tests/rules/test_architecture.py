@@ -40,7 +40,8 @@ def row(layer, modules, third_party="", own=()):
 
 OPS = [f"deepseek_client.ops.{name}" for name in (
     "doctor", "doctor.finding", "doctor.queue", "doctor.serving", "doctor.situation", "doctor.sources", "doctor.texts",
-    "doctor.upstream", "worker")]  # fmt: skip
+    "doctor.upstream", "tune", "tune.measure", "tune.model", "tune.observed", "tune.report", "tune.workload",
+    "worker")]  # fmt: skip
 TABLE = [
     Row(7, " ".join(["webapp.wsgi webapp.gunicorn.conf deepseek_client.__main__ deepseek_client.ops", *OPS]),
         ANYTHING, ANYTHING),

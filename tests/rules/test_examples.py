@@ -38,7 +38,7 @@ def test_commands_are_understood():
         program, *arguments = words
         if program.startswith("bin/"):
             assert os.access(ROOT / program, os.X_OK), program
-        if program in ("bin/doctor", "bin/toggle-async"):
+        if program in ("bin/doctor", "bin/toggle-async", "bin/tune"):
             program, arguments = (
                 "deepseek-client",
                 [program.removeprefix("bin/").partition("-")[0], *arguments],
