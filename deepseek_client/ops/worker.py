@@ -42,8 +42,10 @@ def main() -> int:
 
     Threads: the main one.
     """
-    for number in (signal.SIGTERM, signal.SIGINT):  # until Celery takes them over
-        signal.signal(number, lambda _number, _frame: sys.exit(0))
+    # Until Celery takes them over. What a handler raises is lost in the callback of a weak reference, and an import has
+    # one for each module.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda _number, _frame: os._exit(0))
     try:
         settings = _settings()
         _wait_for_server(settings.celery_broker_url)

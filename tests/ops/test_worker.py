@@ -167,6 +167,35 @@ def test_told_to_end_while_it_waits(run, broker, number):
     assert process.end(number) == (0, "")
 
 
+TOLD_WHILE_CELERY_IS_IMPORTED = """
+import os, signal, sys, weakref
+
+class Thing:
+    pass
+
+def tell(_):
+    os.kill(os.getpid(), signal.{name})
+    for _ in range(1000):
+        pass
+
+thing = Thing()
+reference = weakref.ref(thing, tell)
+del thing
+sys.exit("it goes on")
+"""
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
+def test_told_to_end_while_it_starts(tmp_path, run, broker, launch, name):
+    """A signal in a callback, in which Python drops what a handler raises, ends a worker that starts, too."""
+    launch()
+    (tmp_path / "celery").mkdir()
+    (tmp_path / "celery" / "__init__.py").write_text(TOLD_WHILE_CELERY_IS_IMPORTED.format(name=name))
+    process = run(CELERY_BROKER_URL=broker.url, PYTHONPATH=f"{tmp_path}{os.pathsep}{ROOT}")
+    assert process.process.stderr.read() == ""
+    assert process.process.wait(GIVE_UP_S) == 0
+
+
 def test_metrics_on_a_port_of_its_own(run, broker, launch, unused_port):
     """WORKER_METRICS shows the worker's metrics there."""
     launch()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import os
 import signal
 import socket
@@ -64,8 +65,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _serve(app: Flask, listener: socket.socket, exit_on_eof: bool) -> None:
     port = listener.getsockname()[1]
     server = make_server(_HOST, port, app, threaded=True, request_handler=_Handler, fd=listener.fileno())
+    # `shutdown` waits until this thread has done it. The handler raises nothing: wherever it runs, that may be lost, in
+    # the callback of a weak reference for one.
+    for told in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(told, lambda _number, _frame: _thread.start_new_thread(server.shutdown, ()))
     try:
-        signal.signal(signal.SIGTERM, _interrupt)
         app.extensions["console"].watch.start()
         if exit_on_eof:
             threading.Thread(
@@ -73,14 +77,8 @@ def _serve(app: Flask, listener: socket.socket, exit_on_eof: bool) -> None:
             ).start()
         print(f"Console on http://{_HOST}:{port}", flush=True)
         server.serve_forever()
-    except KeyboardInterrupt:
-        pass
     finally:
         server.server_close()
-
-
-def _interrupt(_number: int, _frame: Any) -> None:
-    raise KeyboardInterrupt
 
 
 class _Handler(WSGIRequestHandler):

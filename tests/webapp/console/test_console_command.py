@@ -73,6 +73,37 @@ def test_signals(console, number):
     assert (process.returncode, errors) == (0, "")
 
 
+TOLD_IN_A_CALLBACK = """
+import os, signal, sys, weakref
+from webapp.console import command, watching
+
+class Thing:
+    pass
+
+def tell(_):
+    os.kill(os.getpid(), signal.{name})
+    for _ in range(1000):
+        pass
+
+def start(self):
+    thing = Thing()
+    reference = weakref.ref(thing, tell)
+    del thing
+
+watching.Watch.start = start
+sys.exit(command.main(["--port", "0"]))
+"""
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
+def test_signal_in_a_callback(tmp_path, name):
+    """A signal that comes in a callback, in which Python drops what a handler raises, ends the console, too."""
+    command = [sys.executable, "-c", TOLD_IN_A_CALLBACK.format(name=name)]
+    env = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT)}
+    ended = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=GIVE_UP_S)
+    assert (ended.returncode, ended.stderr) == (0, "")
+
+
 def test_end_of_input(console):
     """With --exit-on-eof it ends when nobody holds its standard input any more."""
     process = console("--port", "0", "--exit-on-eof")
