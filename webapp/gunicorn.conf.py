@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
+_ENDING = (signal.SIGINT, signal.SIGQUIT, signal.SIGTERM)
 
 
 def _env_file() -> dict[str, str]:
@@ -84,12 +85,41 @@ control_socket_disable = True  # gunicorn >= 25.1 would put one for all its serv
 
 
 def on_starting(server: Any) -> None:
-    """Wipes what an earlier server counted where the deployment says; not when this one takes over from it (USR2)."""
+    """Wipes what an earlier server counted where the deployment says; not when this one takes over from it (USR2).
+
+    Also makes workers end when they are told to from their first moment on.
+    """
+    _end_workers_from_their_fork_on()
     given = _text("PROMETHEUS_MULTIPROC_DIR", "")
     if given and "GUNICORN_PID" not in os.environ:
         for file in Path(given, "deepseek").glob("*.db"):
             with contextlib.suppress(OSError):
                 file.unlink()
+
+
+def _end_workers_from_their_fork_on() -> None:
+    """Has a new process of the master end at once when it is told to; gunicorn's worker sets its own handlers later.
+
+    The handlers of the master, with which it begins, would swallow the signal, and the master would wait for as long as
+    a call may take. Nobody waits for a worker that still loads the application.
+    """
+    master, former = os.getpid(), signal.pthread_sigmask(signal.SIG_BLOCK, ())
+
+    def hold_signals() -> None:
+        if os.getpid() == master:  # a worker's children are its own affair
+            signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
+
+    def go_on() -> None:
+        if os.getpid() == master:
+            signal.pthread_sigmask(signal.SIG_SETMASK, former)
+
+    def end_when_told() -> None:
+        if os.getppid() == master:
+            for number in _ENDING:
+                signal.signal(number, lambda _number, _frame: os._exit(0))
+            signal.pthread_sigmask(signal.SIG_SETMASK, former)
+
+    os.register_at_fork(before=hold_signals, after_in_parent=go_on, after_in_child=end_when_told)
 
 
 def _name_only_the_kind(record: Any) -> bool:
@@ -118,7 +148,7 @@ def on_exit(server: Any) -> None:
     keeper = None if server.reexec_pid else _keeper()  # a new master (USR2) goes on with them
     if keeper is None:
         return
-    for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGTERM):
+    for number in _ENDING:
         signal.signal(number, signal.SIG_DFL)  # a second Ctrl-C does not wait
     with keeper, contextlib.suppress(OSError):
         keeper.shutdown(socket.SHUT_WR)
@@ -127,11 +157,8 @@ def on_exit(server: Any) -> None:
 
 
 def post_fork(server: Any, worker: Any) -> None:
-    """Makes the worker end when it is told to from its first moment on, and when its master is gone."""
+    """Makes the worker end when its master is gone."""
     worker.log.error_log.addFilter(_name_only_the_kind)
-    # The handlers of the master would swallow them. Nobody waits for a worker that still loads the application.
-    for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGTERM):
-        signal.signal(number, lambda _number, _frame: os._exit(0))
     if sys.platform == "linux":
         # Without it an idle sync worker holds the port for timeout / 2 after a `kill -9` of its master.
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)

@@ -44,6 +44,28 @@ def has_begun():
 """
 
 
+# A configuration of gunicorn whose first worker is told to end before it does anything.
+TOLD_AT_ITS_FORK = """
+import os, signal
+from pathlib import Path
+
+exec(Path("webapp/gunicorn.conf.py").read_text())
+fork, forked = os.fork, []
+
+def fork_and_tell():
+    is_first = not forked
+    forked.append(None)
+    pid = fork()
+    if is_first and not pid:
+        os.kill(os.getpid(), signal.SIGTERM)
+    elif is_first:
+        Path({told!r}).write_text(str(pid))
+    return pid
+
+os.fork = fork_and_tell
+"""
+
+
 @pytest.fixture
 def start(serving):
     """Starts gunicorn over a sandbox."""
@@ -198,6 +220,17 @@ def test_calls_outside_of_the_pool(start, number, reply, env):
         assert server.processes() == {}
         # The signal may come just before the wait begins: then the failure is told as it is.
         assert call.result(GIVE_UP_S).json()["code"] in ("closing", "rate_limited")
+
+
+def test_worker_is_told_at_its_fork(start, tmp_path, eventually):
+    """A worker that is told to end before it has handlers of its own ends, and its master is told as ever."""
+    told, configuration = tmp_path / "told", tmp_path / "told_at_fork.py"
+    configuration.write_text(TOLD_AT_ITS_FORK.format(told=str(told)))
+    with running() as sandbox, start(sandbox, "sync", "-c", str(configuration)) as server:
+        pid = int(told.read_text())
+        eventually(lambda: pid not in workers_of(server) and len(workers_of(server)) == 2)
+        assert server.end() == 0
+        assert server.processes() == {}
 
 
 def test_worker_at_its_last_request(start, eventually):
