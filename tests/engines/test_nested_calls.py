@@ -9,19 +9,10 @@ from collections.abc import Callable
 from contextlib import suppress
 
 import pytest
-from support.blocking import Blocked, Deaf, counts, entered, held_elsewhere, in_child, until
+from support.blocking import GIVE_UP_S, Blocked, Deaf, counts, entered, held_elsewhere, in_child, until
 
 from deepseek_client import DeadlineExceeded, Overloaded, WorkerPool
 from deepseek_client.engines import inline
-
-GIVE_UP_S = 20.0
-
-
-@pytest.fixture
-def pool():
-    made = WorkerPool(workers=2, queue_limit=1)
-    yield made
-    made.close()
 
 
 def nested(pool: WorkerPool, depth: int) -> int:
