@@ -7,14 +7,12 @@ from types import SimpleNamespace
 
 import pytest
 import redis
+from support.diagnoses import KEY, TOKEN
 from support.queue_servers import PROGRAMS, program
 
 from deepseek_client.ops import worker
 from deepseek_client.ops.doctor import examine, queue, read
 from deepseek_client.tasks import broker
-
-KEY = "sk-SECRET-0123456789"
-TOKEN = "TOKEN-9876543210"
 
 
 @pytest.fixture(params=PROGRAMS)
