@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from flask import Flask
+from flask.testing import FlaskClient
 from support.clients import TheirClient
 
 from deepseek_client.flask import DeepSeek
@@ -49,3 +50,9 @@ def app(llm: DeepSeek, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Flask
     app = Flask("theirs")
     llm.init_app(app)
     return app
+
+
+@pytest.fixture
+def client(app: Flask) -> FlaskClient:
+    """The application's client."""
+    return app.test_client()
