@@ -1,4 +1,4 @@
-"""Streams: who makes the chunks, how far ahead, and what ends them."""
+"""Streams: who makes the chunks, how far ahead, and for which reader."""
 
 from __future__ import annotations
 
@@ -10,63 +10,18 @@ import random
 import sys
 import threading
 from collections.abc import Iterator
-from types import SimpleNamespace
 from typing import Any
 from unittest.mock import MagicMock
 
 import pytest
-import requests
-from support.blocking import counts, other_task, until
+from support.blocking import GIVE_UP_S, counts, other_task, until
+from support.callers import caller, stream
+from support.chunks import Watched, lines_of, numbers
 
-from deepseek_client import DeadlineExceeded, Overloaded, PoolClosed, Settings, WorkerPool
+from deepseek_client import Overloaded, WorkerPool
 from deepseek_client.calls.call import calls_in_flight
-from deepseek_client.calls.caller import Caller
 from deepseek_client.calls.streams import AsyncStream
 from deepseek_client.wire.exchange import current
-
-GIVE_UP_S = 20.0
-
-
-def caller(pool: WorkerPool | None, *, use_async: bool = True, **methods: Any) -> Caller:
-    return Caller(SimpleNamespace(**methods), Settings(use_async=use_async), pool)
-
-
-def stream(ours: Caller, method: str = "talk", /, *args: Any, deadline: float | None = None) -> AsyncStream:
-    return AsyncStream(ours, ours.call(method, args, {}, deadline))
-
-
-def numbers(count: int) -> Iterator[int]:
-    yield from range(count)
-
-
-async def collect(chunks: AsyncStream, into: list[Any]) -> None:
-    async for chunk in chunks:
-        into.append(chunk)
-
-
-class Watched:
-    """A stream that says which thread asks it for chunks, and which closes it."""
-
-    def __init__(self, chunks: int = 1_000_000_000) -> None:
-        self.made = 0
-        self.chunks = chunks
-        self.threads: set[int] = set()
-        self.closed_by: int | None = None
-        self.closed = threading.Event()
-
-    def __iter__(self) -> Watched:
-        return self
-
-    def __next__(self) -> int:
-        self.threads.add(threading.get_ident())
-        if self.made == self.chunks:
-            raise StopIteration
-        self.made += 1
-        return self.made
-
-    def close(self) -> None:
-        self.closed_by = threading.get_ident()
-        self.closed.set()
 
 
 async def test_every_chunk_arrives_in_its_order(pool):
@@ -115,123 +70,11 @@ async def test_other_tasks_go_on_beside_a_stream_that_is_always_ready(pool):
     assert turns.count >= 50
 
 
-async def test_break_ends_the_call(pool):
-    """After `break` the worker closes the stream and is free, although nothing was said."""
-    watched = Watched()
-    async for chunk in stream(caller(pool, talk=lambda: watched)):
-        if chunk == 100:
-            break
-    await until(lambda: counts(pool) == (0, 0))
-    assert watched.closed.is_set()
-    assert watched.threads == {watched.closed_by}
-
-
-async def test_leaving_the_block_ends_the_call(pool, reports):
-    """`async with` ends a stream where the block ends, and its call is reported once, as cancelled."""
-    watched = Watched()
-    async with stream(caller(pool, talk=lambda: watched)) as chunks:
-        assert await anext(chunks) == 1
-    assert [report.error for report in reports] == ["cancelled"]
-    await until(lambda: counts(pool) == (0, 0))
-    assert watched.closed.is_set()
-    with pytest.raises(StopAsyncIteration):
-        await anext(chunks)
-    await chunks.aclose()
-
-
-async def test_a_cancelled_reader_ends_the_call(pool, sandbox):
-    """A task that is cancelled while it waits for a chunk frees the worker and the socket of a silent server."""
-    sandbox.script([{"fault": "hang_in_body"}])
-    first = asyncio.Event()
-
-    async def read() -> None:
-        async for _ in stream(caller(pool, talk=lines_of), "talk", sandbox.url):
-            first.set()
-
-    reading = asyncio.ensure_future(read())
-    await first.wait()
-    reading.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await reading
-    await until(lambda: counts(pool) == (0, 0))
-    await asyncio.to_thread(sandbox.wait_until, lambda stats: stats["in_flight"] == 0, GIVE_UP_S)
-
-
-def lines_of(url: str) -> Iterator[bytes]:
-    """A stream as people write it over `requests`: even its connection is made when the first chunk is asked for."""
-    body = {"model": "deepseek-flash", "stream": True, "messages": [{"role": "user", "content": "hi"}]}
-    headers = {"Authorization": "Bearer sk-test"}
-    reply = requests.post(f"{url}/chat/completions", json=body, headers=headers, stream=True, timeout=60)
-    for line in reply.iter_lines(chunk_size=16):
-        if line:
-            yield line
-
-
 async def test_a_stream_of_a_server(pool, sandbox):
     """A lazy generator over `requests` gives the events of the server; its connection is made on the worker."""
     lines = [line async for line in stream(caller(pool, talk=lines_of), "talk", sandbox.url)]
     assert lines[-1] == b"data: [DONE]"
     assert len(lines) > 3
-
-
-async def test_the_deadline_ends_a_stream_that_stalls(pool, sandbox, reports):
-    """The deadline is the whole stream's: the chunks before a silence arrive, then DeadlineExceeded is raised."""
-    sandbox.script([{"fault": "hang_in_body"}])
-    ours = caller(pool, talk=lines_of)
-    lines: list[bytes] = []
-    call = ours.call("talk", (sandbox.url,), {})
-    call.deadline = call.began + 1.0
-    with pytest.raises(DeadlineExceeded):
-        await collect(AsyncStream(ours, call), lines)
-    assert lines
-    assert [report.error for report in reports] == ["deadline_exceeded"]
-    await until(lambda: counts(pool) == (0, 0))
-    await asyncio.to_thread(sandbox.wait_until, lambda stats: stats["in_flight"] == 0, GIVE_UP_S)
-
-
-async def test_the_deadline_ends_a_stream_whose_reader_is_slow(pool):
-    """A worker that waits for room ends at the deadline; what it had made can still be read."""
-    watched = Watched()
-    ours = caller(pool, talk=lambda: watched)
-    call = ours.call("talk", (), {})
-    call.deadline = call.began + 0.3
-    chunks = AsyncStream(ours, call)
-    read = [await anext(chunks)]
-    await until(lambda: counts(pool) == (0, 0))
-    with pytest.raises(DeadlineExceeded):
-        await collect(chunks, read)
-    assert read == list(range(1, len(read) + 1))
-    assert len(read) >= 32
-
-
-async def test_an_error_comes_after_the_chunks_before_it(pool, reports):
-    """What the client raises in the middle is raised as it is, after every chunk before it; then it has ended."""
-
-    def talk() -> Iterator[int]:
-        yield from range(100)
-        raise LookupError("of the client")
-
-    read: list[int] = []
-    chunks = stream(caller(pool, talk=talk))
-    with pytest.raises(LookupError, match="of the client"):
-        await collect(chunks, read)
-    assert read == list(range(100))
-    assert [report.error for report in reports] == ["unexpected"]
-    with pytest.raises(StopAsyncIteration):
-        await anext(chunks)
-
-
-async def test_an_error_that_looks_like_the_end_is_an_error(pool):
-    """A StopAsyncIteration of the client's own does not pass for the end of its stream."""
-
-    def talk() -> Iterator[int]:
-        yield 1
-        raise StopAsyncIteration
-
-    read: list[int] = []
-    with pytest.raises(RuntimeError, match="the call raised StopAsyncIteration"):
-        await collect(stream(caller(pool, talk=talk)), read)
-    assert read == [1]
 
 
 async def test_contextvars_are_there(pool):
@@ -293,21 +136,6 @@ async def test_between_chunks_the_rollbacks_thread_is_its_readers(pool):
     assert inside == [threading.get_ident()] * 3
 
 
-async def test_an_error_in_the_rollback(pool, reports):
-    """In the rollback, too, an error comes after its chunks and as it is."""
-
-    def talk() -> Iterator[int]:
-        yield 1
-        raise LookupError
-
-    chunks = stream(caller(pool, use_async=False, talk=talk))
-    assert await anext(chunks) == 1
-    with pytest.raises(LookupError):
-        await anext(chunks)
-    assert [report.error for report in reports] == ["unexpected"]
-    await chunks.aclose()
-
-
 @pytest.mark.parametrize("use_async", [True, False], ids=["pool", "rollback"])
 async def test_a_context_manager_is_entered(pool, use_async):
     """What gives its stream inside of `with` is entered, iterated and left, all in one thread."""
@@ -365,39 +193,6 @@ async def test_a_full_pool_refuses_a_stream(pool):
     assert await anext(stream(ours)) == 1
 
 
-async def test_a_closed_pool_ends_a_stream(pool):
-    """When the pool closes, the chunks that were made can be read, and then PoolClosed is raised."""
-    chunks = stream(caller(pool, talk=lambda: Watched()))
-    assert await anext(chunks) == 1
-    pool.close()
-    with pytest.raises(PoolClosed):
-        await collect(chunks, [])
-    await until(lambda: counts(pool) == (0, 0))
-
-
-async def test_a_stream_that_nobody_began(pool, reports):
-    """One that is closed, or forgotten, before its first chunk makes no call."""
-    chunks = stream(caller(pool, talk=numbers), "talk", 3)
-    await chunks.aclose()
-    assert [chunk async for chunk in chunks] == []
-    stream(caller(pool, talk=numbers), "talk", 3)
-    assert reports == []
-    assert counts(pool) == (0, 0)
-
-
-def test_a_loop_that_ends_ends_its_streams(pool):
-    """A stream that is left when its event loop ends frees its worker."""
-    watched = Watched()
-    held: list[AsyncStream] = []
-
-    async def read() -> None:
-        held.append(stream(caller(pool, talk=lambda: watched)))
-        assert await anext(held[0]) == 1
-
-    asyncio.run(read())
-    assert watched.closed.wait(GIVE_UP_S)
-
-
 async def test_two_readers_at_once_are_refused(pool):
     """A second task that waits for the same stream is told so; the first one gets all of it, not an end before that."""
     gate = threading.Event()
@@ -432,35 +227,6 @@ async def test_no_chunk_is_lost_at_any_pace(seed):
     finally:
         sys.setswitchinterval(interval)
         pool.close()
-
-
-async def test_streams_that_are_left_anywhere_cost_no_worker(reports):
-    """Two hundred streams that end by a break, a cancel or a close at any chunk leave every worker free."""
-    pool, pace = WorkerPool(workers=2, queue_limit=0), random.Random(1)
-    ours = caller(pool, talk=numbers)
-
-    async def read(chunks: AsyncStream, stop_at: int) -> None:
-        async for chunk in chunks:
-            if chunk == stop_at:
-                return
-
-    for number in range(200):
-        await until(lambda: counts(pool) == (0, 0))
-        chunks, stop_at = stream(ours, "talk", 200), pace.randrange(210)
-        reading = asyncio.ensure_future(read(chunks, stop_at))
-        if number % 3 == 0:
-            for _ in range(pace.randrange(10)):
-                await asyncio.sleep(0)
-            reading.cancel()
-        await asyncio.wait([reading])
-        if number % 3 == 1:
-            await chunks.aclose()
-        del chunks, reading
-    await until(lambda: counts(pool) == (0, 0))
-    assert calls_in_flight() == set()
-    assert {report.error for report in reports} <= {None, "cancelled"}
-    assert await anext(stream(ours, "talk", 1)) == 0
-    pool.close()
 
 
 async def test_many_streams_at_once():
