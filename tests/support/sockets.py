@@ -6,7 +6,7 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-__all__ = ["tcp_pair", "unix_pair"]
+__all__ = ["connected", "tcp_pair", "unix_pair"]
 
 
 @contextmanager
@@ -25,3 +25,10 @@ def unix_pair() -> Iterator[tuple[socket.socket, socket.socket]]:
     server, caller = socket.socketpair()
     with server, caller:
         yield server, caller
+
+
+def connected(listener: socket.socket) -> tuple[socket.socket, socket.socket]:
+    """A caller's end of a connection to the listener, and the server's."""
+    client = socket.create_connection(listener.getsockname(), timeout=60)
+    server, _ = listener.accept()
+    return client, server
