@@ -7,6 +7,7 @@ import pytest
 
 from deepseek_client import AsyncDeepSeekClient, QueueUnavailable
 from deepseek_client.tasks import Jobs, listener
+from deepseek_client.tasks.ledger import Ledger
 from deepseek_client.tasks.runner import Runner
 
 GIVE_UP_S = 30
@@ -66,3 +67,23 @@ def new_runner(task_settings):
     yield make
     for each in made:
         each.close()
+
+
+@pytest.fixture
+def new_ledger():
+    """Makes ledgers with room for three tasks."""
+    made = []
+
+    def make(server, **options):
+        made.append(Ledger(server.url, limit=3, ttl_s=60, **options))
+        return made[-1]
+
+    yield make
+    for each in made:
+        each.close()
+
+
+@pytest.fixture
+def ledger(queue, new_ledger):
+    """One on an empty server."""
+    return new_ledger(queue)
