@@ -1,28 +1,17 @@
+"""The routes of a chat and of a parse, and the settings that an application finds by itself."""
+
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from support.blocking import leaving_soon
+from support.applications import client_of, use_async
 
-from deepseek_client import ConfigError, Settings, events
-from deepseek_client.calls.ending import end_calls
-from deepseek_client.sandbox import SandboxConfig, running
+from deepseek_client import ConfigError, events
 from webapp.app import create_app
 
-GIVE_UP_S = 20
 ROOT = Path(__file__).parents[2]
 FORBIDDEN_ARTS = [{"code": "FORBIDDEN_ARTS", "enabled": True}]
-
-use_async = pytest.mark.parametrize("use_async", [True, False], ids=["async_enabled", "async_disabled"])
-
-
-@pytest.fixture
-def client(settings):
-    """A client of the app over the sandbox."""
-    return create_app(settings).test_client()
 
 
 @pytest.fixture
@@ -36,11 +25,6 @@ def calls():
     events.subscribe(note)
     yield ended
     events.unsubscribe(note)
-
-
-def client_of(settings, **changes):
-    """A client of an app whose settings differ in this."""
-    return create_app(replace(settings, **changes)).test_client()
 
 
 @pytest.mark.parametrize("method", ["GET", "POST"])
@@ -209,164 +193,6 @@ def test_parse_reply_in_a_fence(client, sandbox, path):
     assert (answer.status_code, answer.get_json()["intent"]) == (200, "inventory")
 
 
-@use_async
-def test_batch(settings, sandbox, use_async):
-    """A batch answers each entry in its place and counts; a bad entry and a failed call spoil no other."""
-    sandbox.script([{"fault": "ok"}, {"fault": "status", "status": 422}, {"fault": "ok"}])
-    client = client_of(settings, use_async=use_async, max_workers=1)
-    answer = client.post(
-        "/api/llm/batch",
-        json={"requests": [{"prompt": "甲"}, {"prompt": " "}, {"prompt": "乙"}, {"prompt": "丙"}]},
-    )
-    assert answer.status_code == 200
-    assert answer.get_json() == {
-        "results": [
-            {"text": "沙盒已收到：「甲」", "success": True},
-            {
-                "error": "prompt is blank: need a text of 1 to 20000 characters.",
-                "code": "invalid_request",
-                "success": False,
-            },
-            {
-                "error": "The API refused a parameter of the request (HTTP 422).",
-                "code": "upstream_rejected",
-                "success": False,
-            },
-            {"text": "沙盒已收到：「丙」", "success": True},
-        ],
-        "total": 4,
-        "successful": 2,
-        "failed": 2,
-    }
-
-
-def test_batch_of_bad_entries(client, sandbox):
-    """A batch without one good entry is answered too, and sends nothing."""
-    answer = client.post("/api/llm/batch", json={"requests": [{}, {}]})
-    assert answer.status_code == 200
-    assert {name: answer.get_json()[name] for name in ("total", "successful", "failed")} == {
-        "total": 2,
-        "successful": 0,
-        "failed": 2,
-    }
-    assert sandbox.stats()["requests"] == 0
-
-
-@pytest.mark.parametrize(("enabled", "peak"), [(True, 5), (False, 1)], ids=["five_workers", "async_disabled"])
-def test_fifty_prompts(enabled, peak):
-    """Fifty prompts come back as fifty texts in order, with exactly LLM_MAX_WORKERS in flight, or one without pool."""
-    prompts = [f"测试提示词 {number}" for number in range(50)]
-    with running(SandboxConfig(port=0, latency_ms=30 if enabled else 0)) as sandbox:
-        env = {
-            "DEEPSEEK_API_KEY": "sk-test",
-            "DEEPSEEK_BASE_URL": sandbox.url,
-            "LLM_MAX_WORKERS": "5",
-            "USE_ASYNC_DEEPSEEK": str(int(enabled)),
-        }
-        client = create_app(Settings.from_env(env)).test_client()
-        answer = client.post("/api/llm/batch", json={"requests": [{"prompt": prompt} for prompt in prompts]})
-        stats = sandbox.stats()
-    assert answer.get_json() == {
-        "results": [{"text": f"沙盒已收到：「{prompt}」", "success": True} for prompt in prompts],
-        "total": 50,
-        "successful": 50,
-        "failed": 0,
-    }
-    assert (stats["requests"], stats["peak_in_flight"]) == (50, peak)
-
-
-def test_batch_larger_than_the_queue(settings, sandbox):
-    """A batch takes turns: its size is not bound by the queue."""
-    client = client_of(settings, max_workers=2, queue_limit=0)
-    answer = client.post("/api/llm/batch", json={"requests": [{"prompt": "x"}] * 20}).get_json()
-    assert (answer["successful"], sandbox.stats()["requests"]) == (20, 20)
-
-
-@pytest.mark.parametrize(
-    ("path", "body"),
-    [("chat", {"prompt": "x"}), ("parse", {"utterance": "x"})],
-    ids=["chat", "parse"],
-)
-def test_deadline(path, body):
-    """A call whose answer does not come is a 504 once LLM_DEADLINE_S is over."""
-    with running() as sandbox:
-        sandbox.script([{"fault": "hang"}])
-        client = create_app(Settings(api_key="sk-test", base_url=sandbox.url, deadline_s=0.2)).test_client()
-        answer = client.post(f"/api/llm/{path}", json=body)
-    assert answer.get_json() == {
-        "error": "The call's time is over.",
-        "code": "deadline_exceeded",
-        "text": "",
-    }
-    assert (answer.status_code, "Retry-After" in answer.headers) == (504, False)
-
-
-def test_deadline_of_a_batch():
-    """A batch has one deadline for all: what has not ended by then fails alone, what has stays."""
-    with running() as sandbox:
-        sandbox.script([{"fault": "ok"}, {"fault": "hang"}])
-        settings = Settings(api_key="sk-test", base_url=sandbox.url, deadline_s=0.8, max_workers=1)
-        client = create_app(settings).test_client()
-        answer = client.post("/api/llm/batch", json={"requests": [{"prompt": "甲"}] + [{"prompt": "x"}] * 3})
-        requests = sandbox.stats()["requests"]
-    assert answer.status_code == 200
-    first, *rest = answer.get_json()["results"]
-    assert first == {"text": "沙盒已收到：「甲」", "success": True}
-    assert [result["code"] for result in rest] == ["deadline_exceeded"] * 3
-    assert requests == 2
-
-
-def test_overload():
-    """One call more than workers and queue hold is refused at once, whichever way it comes in."""
-    with running() as sandbox, ThreadPoolExecutor(1) as threads:
-        sandbox.script([{"fault": "hang"}])
-        app = create_app(Settings(api_key="sk-test", base_url=sandbox.url, max_workers=1, queue_limit=0))
-        running_call = threads.submit(app.test_client().post, "/api/llm/chat", json={"prompt": "x"})
-        sandbox.wait_until(lambda stats: stats["in_flight"] == 1)
-        refused = app.test_client().post("/api/llm/chat", json={"prompt": "x"})
-        refused_too = app.test_client().post("/api/llm/chat/sync", json={"prompt": "x"})
-        sandbox.stop()
-        running_call.result(GIVE_UP_S)
-    assert refused.get_json() == {
-        "error": "All 1 workers are busy and 0 calls wait already.",
-        "code": "overloaded",
-        "text": "",
-    }
-    assert (refused.status_code, refused.headers["Retry-After"]) == (503, "1")
-    assert (refused_too.status_code, refused_too.get_json()) == (503, refused.get_json())
-
-
-def test_end_of_calls(monkeypatch):
-    """The end of all calls answers those in flight with 503 at once, and those after it too."""
-    leaving_soon(monkeypatch)
-    with running() as sandbox, ThreadPoolExecutor(1) as threads:
-        sandbox.script([{"fault": "hang"}])
-        app = create_app(Settings(api_key="sk-test", base_url=sandbox.url, max_workers=3))
-        call = threads.submit(app.test_client().post, "/api/llm/chat", json={"prompt": "x"})
-        sandbox.wait_until(lambda stats: stats["in_flight"] == 1)
-        end_calls()
-        ended = call.result(GIVE_UP_S)
-        following = app.test_client().post("/api/llm/chat", json={"prompt": "甲"})
-    message = "The service is shutting down."
-    assert ended.get_json() == {"error": message, "code": "closing", "text": ""}
-    assert ended.status_code == 503
-    assert (following.status_code, following.get_json()["code"]) == (503, "closing")
-
-
-def test_requests_meet_in_the_pool():
-    """Requests of several threads are in flight together: each waits on the loop, none blocks it."""
-    with running() as sandbox, ThreadPoolExecutor(4) as threads:
-        sandbox.script([{"fault": "hang", "times": 4}])
-        app = create_app(Settings(api_key="sk-test", base_url=sandbox.url))
-        asked = [
-            threads.submit(app.test_client().post, "/api/llm/chat", json={"prompt": "x"}) for _ in range(4)
-        ]
-        sandbox.wait_until(lambda stats: stats["in_flight"] == 4)
-        sandbox.stop()
-        codes = [call.result(GIVE_UP_S).get_json()["code"] for call in asked]
-    assert codes == ["connection_failed"] * 4
-
-
 ALL_ROUTES = """
 import sys, threading
 
@@ -418,19 +244,3 @@ def test_wrong_environment(monkeypatch):
     monkeypatch.setenv("LLM_MAX_WORKERS", "five")
     with pytest.raises(ConfigError, match="LLM_MAX_WORKERS='five': need a whole number from 1 to 1000"):
         create_app()
-
-
-def test_a_blank_answer_in_a_batch_is_no_success(sandbox):
-    """Without the transport a failed call shows only in its blank text: a batch does not count it as a success."""
-    env = {"DEEPSEEK_API_KEY": "k", "DEEPSEEK_BASE_URL": sandbox.url, "DEEPSEEK_TRANSPORT": "0"}
-    answer = (
-        create_app(Settings.from_env(env))
-        .test_client()
-        .post("/api/llm/batch", json={"requests": [{"prompt": "x"}]})
-    )
-    assert answer.get_json() == {
-        "results": [{"error": "The call failed; see the log.", "code": "bad_reply", "success": False}],
-        "total": 1,
-        "successful": 0,
-        "failed": 1,
-    }

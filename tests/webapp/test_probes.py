@@ -15,12 +15,6 @@ GIVE_UP_S = 20
 KEY = "sk-SECRET-0123-tail"
 
 
-@pytest.fixture
-def client(settings):
-    """A client of the app over the sandbox."""
-    return create_app(settings).test_client()
-
-
 def client_with(**env):
     """A client of an app with these settings."""
     return create_app(Settings.from_env(env)).test_client()
