@@ -31,7 +31,6 @@ STATUSES = ["429", "500", "502", "503", "504"]
 # All that does not close the account for five minutes, and does not take long to send.
 PASSING = [*STATUSES, "400", "404", "422", "reset_before_reply", "reset_in_body", "cut_body", "html", "truncated_json",
            "blank", "no_choices", "spaces", "no_resources"]  # fmt: skip
-OK = {"fault": "ok"}
 
 
 def reply(name: str) -> dict[str, Any]:

@@ -82,6 +82,9 @@ FAULTS = {
 }
 ENDLESS = ["hang", "hang_in_body", "drip", "slow_body"]
 """Faults of the sandbox in which a reply is not complete before any deadline of a test."""
+OK = {"fault": "ok"}
+BUSY = {"fault": "status", "status": 503}
+"""What the sandbox's script has for an answer, and for a refusal that passes."""
 
 
 _OF_CALLS = {f"deepseek_{what}_total" for what in ("requests", "errors", "attempts", "retries")}
