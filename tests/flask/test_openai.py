@@ -6,6 +6,7 @@ import asyncio
 import inspect
 import json
 import threading
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import openai
@@ -26,13 +27,23 @@ TOOL = {"type": "function", "function": {"name": "weather", "parameters": {"type
 ANSWER = "沙盒已收到：「甲」"
 
 
-def client_of(sandbox: Any) -> openai.OpenAI:
-    return openai.OpenAI(api_key="sk-test-key", base_url=sandbox.url, max_retries=0)
+@pytest.fixture
+def new_client(sandbox: Any) -> Iterator[Callable[[], openai.OpenAI]]:
+    """Makes clients, and closes their connections with the test."""
+    made: list[openai.OpenAI] = []
+
+    def make() -> openai.OpenAI:
+        made.append(openai.OpenAI(api_key="sk-test-key", base_url=sandbox.url, max_retries=0))
+        return made[-1]
+
+    yield make
+    for client in made:
+        client.close()
 
 
 @pytest.fixture
-def llm(sandbox: Any) -> DeepSeek:
-    return DeepSeek(client=asyncify(client_of(sandbox)))
+def llm(new_client: Callable[[], openai.OpenAI]) -> DeepSeek:
+    return DeepSeek(client=asyncify(new_client()))
 
 
 @pytest.fixture
@@ -115,9 +126,9 @@ def test_its_stream_managers_are_iterated(llm, app):
     assert kinds[-1] == "content.done"
 
 
-def test_its_signature_shows_through(sandbox):
+def test_its_signature_shows_through(new_client):
     """An editor sees the parameters, the names and the texts of OpenAI's client."""
-    client = client_of(sandbox)
+    client = new_client()
     path = asyncify(client)
     assert inspect.signature(path.chat.completions.create) == inspect.signature(
         client.chat.completions.create
@@ -126,20 +137,20 @@ def test_its_signature_shows_through(sandbox):
     assert inspect.getdoc(path.models.list) == inspect.getdoc(client.models.list)
 
 
-async def test_its_options_and_raw_replies(sandbox):
+async def test_its_options_and_raw_replies(new_client):
     """Ways through `with_options` and `with_raw_response` lead where they lead without asyncify."""
-    client = asyncify(client_of(sandbox))
+    client = asyncify(new_client())
     raw = await client.with_options(timeout=9).chat.completions.with_raw_response.create(**ASKED)
     assert raw.parse().choices[0].message.content == ANSWER
 
 
-async def test_a_client_of_each_worker(sandbox):
+async def test_a_client_of_each_worker(new_client):
     """Over `per_thread` each worker has an OpenAI client of its own."""
     made: list[str] = []
 
     def factory() -> openai.OpenAI:
         made.append(threading.current_thread().name)
-        return client_of(sandbox)
+        return new_client()
 
     client = asyncify(per_thread(factory))
     reply = await client.chat.completions.create(**ASKED)
@@ -147,19 +158,19 @@ async def test_a_client_of_each_worker(sandbox):
     assert all(name.startswith("llm-worker") for name in made)
 
 
-async def test_an_await_of_its_stream_leaves_no_connection(sandbox):
+async def test_an_await_of_its_stream_leaves_no_connection(sandbox, new_client):
     """A stream that is awaited by mistake is closed: the API does not go on for nobody."""
-    client = asyncify(client_of(sandbox))
+    client = asyncify(new_client())
     sandbox.script([{"fault": "hang_in_body"}])
     with pytest.raises(TypeError, match="without `await`"):
         await client.chat.completions.create(**ASKED, stream=True)
     await asyncio.to_thread(sandbox.wait_until, lambda stats: stats["in_flight"] == 0, 20.0)
 
 
-async def test_a_stream_that_stalls_frees_its_connection(sandbox):
+async def test_a_stream_that_stalls_frees_its_connection(sandbox, new_client):
     """At its deadline, or when its reader goes, a silent stream of OpenAI's client gives its thread and socket back."""
     pool = WorkerPool(workers=1, queue_limit=0)
-    client = asyncify(client_of(sandbox), pool=pool)
+    client = asyncify(new_client(), pool=pool)
     sandbox.script([{"fault": "hang_in_body", "times": 2}])
     with call_options(deadline_s=1), pytest.raises(DeadlineExceeded):
         await collect(client.chat.completions.create(**ASKED, stream=True))
@@ -175,7 +186,7 @@ async def collect(chunks: Any) -> list[Any]:
     return [chunk async for chunk in chunks]
 
 
-async def test_a_stream_is_reported_by_its_path(sandbox):
+async def test_a_stream_is_reported_by_its_path(new_client):
     """The report of a stream has its path and its first chunk's time."""
     seen: list[Any] = []
 
@@ -183,7 +194,7 @@ async def test_a_stream_is_reported_by_its_path(sandbox):
         if isinstance(event, CallFinished):
             seen.append((event.method, event.error, event.first_chunk_s is not None))
 
-    client = asyncify(client_of(sandbox))
+    client = asyncify(new_client())
     subscribe(note)
     try:
         async for _ in client.chat.completions.create(**ASKED, stream=True):
