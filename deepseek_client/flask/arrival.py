@@ -15,19 +15,20 @@ from collections import deque
 from collections.abc import Mapping
 from typing import Any
 
-from flask import Flask, g, request, request_started, request_tearing_down
+from flask import Flask, g, has_request_context, request, request_started, request_tearing_down
 
 from ..calls.call import Attempt, Call
 from ..calls.options import current_request, set_request
 from ..errors import CallerLeft, DeadlineExceeded, Overloaded
 from ..wire import tcp
 
-__all__ = ["init_app", "seconds_queued", "socket_of"]
+__all__ = ["init_app", "mark_requests", "seconds_queued", "served_socket", "socket_of"]
 
 _PACE_CALLS = 10
 _QUEUED_S = (
     "deepseek_client.queued_s"  # in a request's environ: the bounds of its calls and the metrics both ask
 )
+_IS_SERVED = "deepseek_client.is_served"  # in a request's environ, for as long as Flask serves the request
 
 
 def init_app(app: Flask, limit_s: float) -> None:
@@ -39,6 +40,30 @@ def init_app(app: Flask, limit_s: float) -> None:
     arrivals = _Arrivals(limit_s)
     request_started.connect(arrivals.begin, app, weak=False)
     request_tearing_down.connect(arrivals.end, app, weak=False)
+
+
+def mark_requests(app: Flask) -> None:
+    """Lets `served_socket` tell a request that Flask serves from a context that others have made."""
+    request_started.connect(_mark, app)
+    request_tearing_down.connect(_unmark, app)
+
+
+def _mark(_: Flask, **__: Any) -> None:
+    request.environ[_IS_SERVED] = True
+
+
+def _unmark(_: Flask, **__: Any) -> None:
+    request.environ.pop(_IS_SERVED, None)
+
+
+def served_socket() -> Any:
+    """The socket of the request that Flask serves here; None outside of one, and where the server does not show it.
+
+    Flask-SocketIO handles an event in the context of the request that had opened the session. That request has long
+    been answered: its socket is closed, or has another request, and tells nothing of who waits for the event.
+    """
+    is_served = has_request_context() and _IS_SERVED in request.environ
+    return socket_of(request.environ) if is_served else None
 
 
 def seconds_queued(environ: dict[str, Any]) -> float | None:

@@ -235,6 +235,7 @@ class DeepSeek:
         self._bring_what_a_server_needs(app, part)
 
     def _bring_what_a_server_needs(self, app: Flask, part: _Part) -> None:
+        arrival.mark_requests(app)
         if self._has_rollback:
             directory = Sources(app).get(testimony.DIRECTORY_VARIABLE, "")
             testimony.testify(

@@ -9,14 +9,12 @@ import logging
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from flask import has_request_context, request
-
 from deepseek_client import DeepSeekError
 
 from ..calls.streams import BlockingStream
 from ..paths import PathCall, call_of
 from ..wire.tcp import has_other_end_closed
-from .arrival import socket_of
+from .arrival import served_socket
 from .loop import start_on_shared_loop
 from .problems import problem_of
 
@@ -50,8 +48,7 @@ def _departure() -> Callable[[], bool]:
 
     The server itself learns it when it sends the next chunk, which a silent model may not give for long.
     """
-    sock = socket_of(request.environ) if has_request_context() else None
-    return functools.partial(has_other_end_closed, sock)
+    return functools.partial(has_other_end_closed, served_socket())
 
 
 def sse(chunks: Iterable[Any]) -> Iterator[str]:

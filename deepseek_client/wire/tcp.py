@@ -107,3 +107,5 @@ def _info_of(sock: Any, layout: struct.Struct) -> tuple[int, ...] | None:
         return layout.unpack_from(info)
     except (OSError, TypeError, struct.error):  # closed, no TCP socket, or a kernel that does not say
         return None
+    except AttributeError:  # no socket at all, under gevent's patch
+        return None

@@ -13,9 +13,11 @@ from typing import Any
 
 import pytest
 from flask import Flask, Response, request
+from werkzeug.test import EnvironBuilder
 
 from deepseek_client import DeadlineExceeded, Overloaded, Settings, asyncify, events
-from deepseek_client.flask import DeepSeek, extension, sse
+from deepseek_client.flask import DeepSeek, extension, sse, streaming
+from deepseek_client.wire.tcp import has_other_end_closed
 
 GIVE_UP_S = 20.0
 TENANT: contextvars.ContextVar[str] = contextvars.ContextVar("tenant", default="nobody")
@@ -221,11 +223,35 @@ def test_a_browser_that_goes_in_a_silence_ends_the_call(app, llm, theirs, name):
     with socket.create_server(("127.0.0.1", 0)) as listener:
         browser = socket.create_connection(listener.getsockname())
         ours, _ = listener.accept()
-        with ours, app.test_request_context(environ_base={name: ours}):
+        app.add_url_rule("/wait", view_func=lambda: list(llm.stream(llm.client.wait())))
+        with ours:
             threading.Timer(0.1, browser.close).start()
-            assert list(llm.stream(llm.client.wait())) == []
+            assert app.test_client().get("/wait", environ_base={name: ours}).get_json() == []
         assert not gate.is_set()
     gate.set()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux tells that the other end has closed")
+def test_a_session_outlives_the_request_that_opened_it(app, llm, theirs, monkeypatch):
+    """An event of Flask-SocketIO has the context of a request that is over: whether that caller left says nothing."""
+    looked = threading.Event()
+
+    def look(sock: Any) -> bool:
+        looked.set()
+        return has_other_end_closed(sock)
+
+    monkeypatch.setattr(streaming, "has_other_end_closed", look)
+    theirs.wait = lambda: (looked.wait(GIVE_UP_S) for _ in range(2))
+    app.add_url_rule("/open", view_func=lambda: "opened")
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        browser = socket.create_connection(listener.getsockname())
+        ours, _ = listener.accept()
+        with ours:
+            environ = EnvironBuilder(environ_base={"gunicorn.socket": ours}, path="/open").get_environ()
+            assert b"".join(app.wsgi_app(environ, lambda *_: None)) == b"opened"
+            browser.close()
+            with app.request_context(environ):
+                assert list(llm.stream(llm.client.wait())) == [True, True]
 
 
 def test_an_answer_that_nobody_reads_ends_the_call(app, llm, theirs):

@@ -102,6 +102,18 @@ assert got.get(timeout=60) == b"ok"
 """
 
 
+def run(program):
+    """Runs the program under gevent's patch to its end."""
+    done = subprocess.run(
+        [sys.executable, "-c", PROLOGUE + program],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=GIVE_UP_S,
+    )
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.parametrize(
     "end",
     [
@@ -113,8 +125,20 @@ assert got.get(timeout=60) == b"ok"
 )
 def test_a_greenlet_is_back(end):
     """What ends a call reaches its client in any wait, its worker takes the next call, and a neighbour goes on."""
-    program = PROLOGUE + "".join(end.replace("CHAT", chat) for chat in CHATS)
-    done = subprocess.run(
-        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=GIVE_UP_S
-    )
-    assert done.returncode == 0, done.stderr
+    run("".join(end.replace("CHAT", chat) for chat in CHATS))
+
+
+NO_SOCKET = """
+from deepseek_client.wire import tcp
+
+ours = socket.socket()
+ours.close()
+for sock in [ours, None]:
+    assert not tcp.has_other_end_closed(sock)
+    assert tcp.seconds_since_received(sock) is None
+"""
+
+
+def test_what_is_no_open_socket_says_nothing():
+    """A socket that is closed, and None where a server shows no socket, are nothing that the kernel knows of."""
+    run(NO_SOCKET)
