@@ -12,7 +12,7 @@ from weakref import WeakKeyDictionary
 
 from flask import Flask, current_app, has_app_context, request_started
 
-from deepseek_client import AsyncDeepSeekClient, AsyncFacade, Settings, asyncify
+from deepseek_client import AsyncDeepSeekClient, AsyncFacade, ConfigError, Settings, asyncify
 
 from ..calls.streams import BlockingStream
 from ..facade import has_method, is_per_thread
@@ -88,8 +88,10 @@ class DeepSeek:
         graceful_stop: bool = True,
         refuse_stale_requests: bool = True,
     ) -> None:
-        self._wrapped = client
+        self._wrapped = _wrappable(client)
         self._errors = errors
+        if metrics_path is not None and not metrics_path.startswith("/"):
+            raise ConfigError(f"metrics_path={metrics_path!r}: need a path that begins with a slash, or None")
         self._metrics_path = metrics_path if metrics else None
         self._has_shared_loop = shared_loop
         self._has_request_ids = request_ids
@@ -114,7 +116,13 @@ class DeepSeek:
 
         Raises:
             ConfigError: a setting is wrong.
+            TypeError: `app` is no Flask application.
         """
+        if not isinstance(app, Flask):
+            raise TypeError(
+                f"DeepSeek got a {type(app).__name__} as the application: need a Flask object, "
+                "and the client by its name, as in DeepSeek(app, client=MyClient())"
+            )
         settings = settings or Settings.from_env(Sources(app))
         if not self._has_rollback:
             settings = replace(settings, use_async=True)
@@ -187,6 +195,10 @@ class DeepSeek:
             return part
         if has_app_context():
             raise RuntimeError(f"DeepSeek.init_app was not called for the application {current_app.name!r}")
+        if not self._apps:
+            raise RuntimeError(
+                "DeepSeek.init_app was not called: import the module that makes the application"
+            )
         raise RuntimeError(
             f"{self._apps} applications use this DeepSeek: need an application context to tell which"
         )
@@ -248,6 +260,30 @@ class DeepSeek:
             leaving.install()
             gunicorn_leaving.install()
             first_request.init_app(app)
+
+
+def _wrappable(client: Any) -> Any:
+    """The client, unless it is a class whose methods all need an object.
+
+    Raises:
+        TypeError: it is.
+    """
+    if isinstance(client, type):
+        public = [
+            value for name, value in vars(client).items() if not name.startswith("_") and callable(value)
+        ]
+        if public and all(_needs_object(method) for method in public):
+            name = client.__name__
+            raise TypeError(
+                f"DeepSeek got the class {name} as client: need an object of it, as in client={name}(), "
+                f"or client=per_thread({name}) for one in each thread"
+            )
+    return client
+
+
+def _needs_object(method: Any) -> bool:
+    # A function of a class that has no `self` is called by the class.
+    return inspect.isfunction(method) and method.__code__.co_varnames[:1] == ("self",)
 
 
 def _testify_again_if_lost(_: Flask, **__: Any) -> None:
