@@ -87,7 +87,11 @@ if not TYPE_CHECKING:  # a misspelt name is an error for type checkers, not `Any
     def __getattr__(name: str) -> Any:
         if name not in __all__:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        value = getattr(importlib.import_module(f".{_HOMES.get(name, 'errors')}", __name__), name)
+        try:
+            module = importlib.import_module(f".{_HOMES.get(name, 'errors')}", __name__)
+        except AttributeError as error:  # of this function, it would say that the name does not exist
+            raise ImportError(f"{__name__}.{name} cannot be loaded: {error}") from error
+        value = getattr(module, name)
         globals()[name] = value
         return value
 

@@ -18,6 +18,7 @@ from ..calls.streams import BlockingStream
 from ..facade import has_method, is_per_thread
 from ..paths import ClientPath, PathCall, client_of, is_asyncified, with_settings
 from ..telemetry import metrics, testimony
+from ..wire.greenlets import refuse_eventlet
 from . import (
     arrival,
     console_calls,
@@ -115,7 +116,7 @@ class DeepSeek:
                 and changes none of them.
 
         Raises:
-            ConfigError: a setting is wrong.
+            ConfigError: a setting is wrong, or eventlet has patched this process.
             TypeError: `app` is no Flask application.
         """
         if not isinstance(app, Flask):
@@ -123,6 +124,7 @@ class DeepSeek:
                 f"DeepSeek got a {type(app).__name__} as the application: need a Flask object, "
                 "and the client by its name, as in DeepSeek(app, client=MyClient())"
             )
+        refuse_eventlet()  # which may have come after the import of this package
         settings = settings or Settings.from_env(Sources(app))
         if not self._has_rollback:
             settings = replace(settings, use_async=True)

@@ -27,6 +27,8 @@ current = _current.get
 """The exchange that the running code belongs to; None outside of a call."""
 
 
+greenlets.refuse_eventlet()  # whose sockets have not even what the next line asks for
+
 _shut_down: Any = (
     socket.socket.shutdown
 )  # of the base class: SSLSocket's drops its TLS state under the reader

@@ -11,7 +11,9 @@ from collections.abc import Callable
 from types import BuiltinFunctionType
 from typing import Any
 
-__all__ = ["Greenlet", "are_in_use", "current"]
+from ..errors import ConfigError
+
+__all__ = ["Greenlet", "are_in_use", "current", "refuse_eventlet"]
 
 
 class Greenlet:
@@ -64,3 +66,19 @@ def current() -> Greenlet | None:
     """The running greenlet, where gevent's patch holds; None under another one."""
     gevent = sys.modules.get("gevent")
     return None if gevent is None else Greenlet(gevent)
+
+
+def refuse_eventlet() -> None:
+    """Refuses a process that eventlet has patched: its threads and sockets wait in ways that nothing here can end.
+
+    Raises:
+        ConfigError: it has.
+
+    Threads: any.
+    """
+    patcher = sys.modules.get("eventlet.patcher")
+    if patcher is not None and any(patcher.is_monkey_patched(name) for name in ("socket", "thread")):
+        raise ConfigError(
+            "eventlet has patched this process, and calls cannot run under it: use gevent's patch and worker instead, "
+            "or threads (in Flask-SocketIO async_mode='gevent' or 'threading')"
+        )

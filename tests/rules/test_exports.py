@@ -106,6 +106,18 @@ def is_bound(node):
     return isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)
 
 
+def test_name_that_cannot_be_loaded_says_why(monkeypatch):
+    """An AttributeError in the module of a name is not taken for a name that does not exist."""
+
+    def fail(*_):
+        raise AttributeError("type object 'GreenSocket' has no attribute 'shutdown'")
+
+    monkeypatch.delitem(vars(deepseek_client), "asyncify", raising=False)
+    monkeypatch.setattr(importlib, "import_module", fail)
+    with pytest.raises(ImportError, match=r"asyncify cannot be loaded: .*'GreenSocket'"):
+        _ = deepseek_client.asyncify
+
+
 def test_package_exports_the_documented_names():
     """`from deepseek_client import ...` offers the design's names and the errors, sorted, and no other."""
     assert deepseek_client.__all__ == sorted(EXPORTS)

@@ -3,8 +3,13 @@
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
+from flask import Flask
+
+from deepseek_client import ConfigError
+from deepseek_client.flask import DeepSeek
 
 ROOT = Path(__file__).parents[2]
 GIVE_UP_S = 60
@@ -142,3 +147,37 @@ for sock in [ours, None]:
 def test_what_is_no_open_socket_says_nothing():
     """A socket that is closed, and None where a server shows no socket, are nothing that the kernel knows of."""
     run(NO_SOCKET)
+
+
+EVENTLET = """
+import sys
+from types import ModuleType
+
+sys.modules["eventlet.patcher"] = patcher = ModuleType("eventlet.patcher")
+patcher.is_monkey_patched = lambda name: name == "socket"
+from deepseek_client import asyncify
+"""
+
+
+def test_eventlet_is_refused_by_the_import():
+    """Under eventlet's patch, whose sockets cannot be watched, the first name that is imported says why."""
+    done = subprocess.run(
+        [sys.executable, "-c", EVENTLET], cwd=ROOT, capture_output=True, text=True, timeout=GIVE_UP_S
+    )
+    assert done.stderr.splitlines()[-1].startswith(
+        "deepseek_client.errors.ConfigError: eventlet has patched this process"
+    )
+
+
+@pytest.mark.parametrize("patched", [{"socket"}, {"thread", "time"}, {"time"}, set()], ids=str)
+def test_eventlet_that_patches_after_the_import(monkeypatch, patched):
+    """Its patch of sockets or threads is refused when an application begins, too; eventlet alone is none."""
+    patcher = ModuleType("eventlet.patcher")
+    patcher.is_monkey_patched = patched.__contains__
+    monkeypatch.setitem(sys.modules, "eventlet.patcher", patcher)
+    llm = DeepSeek(client=ModuleType("theirs"))
+    if patched & {"socket", "thread"}:
+        with pytest.raises(ConfigError, match="eventlet has patched this process"):
+            llm.init_app(Flask("theirs"))
+    else:
+        llm.init_app(Flask("theirs"))
