@@ -251,9 +251,12 @@ class DeepSeek:
     def _bring_what_a_server_needs(self, app: Flask, part: _Part) -> None:
         arrival.mark_requests(app)
         if self._has_rollback:
-            directory = Sources(app).get(testimony.DIRECTORY_VARIABLE, "")
+            sources = Sources(app)
             testimony.testify(
-                is_async=part.settings.use_async, engine=part.settings.engine, directory=directory
+                is_async=part.settings.use_async,
+                engine=part.settings.engine,
+                directory=sources.get(testimony.DIRECTORY_VARIABLE, ""),
+                config=sources.in_config(),
             )
             request_started.connect(_testify_again_if_lost, app)
         if self._refuses_stale_requests and part.settings.use_async:

@@ -16,6 +16,17 @@ from .gunicorn_leaving import gunicorn_worker
 __all__ = ["Sources"]
 
 _SWITCH = "USE_ASYNC_DEEPSEEK"
+_NO_SECRETS = (
+    _SWITCH,
+    "DEEPSEEK_TRANSPORT",
+    "LLM_ACCOUNT_LIMIT",
+    "LLM_DEADLINE_S",
+    "LLM_ENGINE",
+    "LLM_MAX_ATTEMPTS",
+    "LLM_MAX_WORKERS",
+    "LLM_QUEUE_LIMIT",
+    "LLM_READ_TIMEOUT_S",
+)
 
 
 class Sources(Mapping[str, str]):
@@ -48,6 +59,11 @@ class Sources(Mapping[str, str]):
 
     def __len__(self) -> int:
         return len({**self._env, **self._config})
+
+    def in_config(self) -> dict[str, str]:
+        """What of the settings stands in `app.config`, but for those that are or may hold a secret."""
+        texts = {name: _text_of(name, self._config.get(name)) for name in _NO_SECRETS}
+        return {name: text for name, text in texts.items() if text.strip()}
 
 
 def _text_of(name: str, value: Any) -> str:

@@ -20,7 +20,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -65,6 +65,7 @@ class Testimony:
         since: when it said so, in UTC.
         command: its command line if the package setproctitle hides that, else empty.
         owner: the user to whom the file belongs.
+        config: settings that the application itself has given, by name: no environment shows them.
 
     Threads: immutable.
     """
@@ -76,6 +77,7 @@ class Testimony:
     since: str
     command: tuple[str, ...]
     owner: int
+    config: Mapping[str, str] = field(default_factory=dict)
 
 
 class _Said(NamedTuple):
@@ -83,13 +85,16 @@ class _Said(NamedTuple):
     mode: str
     engine: str
     directory: Path
+    config: Mapping[str, str]
 
 
 _said: _Said | None = None  # the last testimony of this process, or of its parent
 _looked_at = -math.inf  # when restore has last looked for the file
 
 
-def testify(*, is_async: bool, engine: str, directory: str = "") -> None:  # noqa: PT028 - no test
+def testify(
+    *, is_async: bool, engine: str, directory: str = "", config: Mapping[str, str] | None = None
+) -> None:
     """Writes this process's testimony, and lets each process that is forked from it write its own.
 
     Raises nothing and waits for nothing: a folder that cannot be written to costs the proof, not the service.
@@ -98,6 +103,7 @@ def testify(*, is_async: bool, engine: str, directory: str = "") -> None:  # noq
         is_async: whether the process makes its calls asynchronously.
         engine: the name of what runs them.
         directory: where; "" for what `run_directory` says.
+        config: what the application itself sets, without secrets.
 
     Threads: any.
     """
@@ -111,7 +117,7 @@ def testify(*, is_async: bool, engine: str, directory: str = "") -> None:  # noq
     path = Path(directory or run_directory(os.environ))
     with contextlib.suppress(OSError):  # the working directory may be gone
         path = path.absolute()
-    _said = _Said(os.getpid(), mode, engine, path)
+    _said = _Said(os.getpid(), mode, engine, path, config or {})
     _write(_said)
 
 
@@ -178,6 +184,7 @@ def _write(said: _Said, *, is_again: bool = False) -> None:
             "engine": said.engine,
             "since": datetime.now(timezone.utc).isoformat(timespec="seconds"),
             "command": _hidden_command(),
+            "config": {**said.config},
         }
         # A working directory that has been removed under a running server shall not come back.
         makes_parents = not is_again or said.directory.name != _DEFAULT_DIRECTORY
@@ -224,7 +231,8 @@ def _read(file: Path, pid: int, parent: int) -> Testimony | None:
         content: dict[str, Any] = json.loads(text)
         words = {name: str(content[name]) for name in ("mode", "engine", "since")}
         command = tuple(map(str, content["command"]))
-        return Testimony(pid, parent, command=command, owner=entry.st_uid, **words)
+        config = {str(name): str(value) for name, value in dict(content.get("config", {})).items()}
+        return Testimony(pid, parent, command=command, owner=entry.st_uid, config=config, **words)
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
 

@@ -92,6 +92,17 @@ def test_directory_of_the_environment(monkeypatch, tmp_path):
     assert not Path(".deepseek").exists()
 
 
+def test_settings_of_the_application():
+    """What the application sets itself is told, and a testimony that says nothing of it is one all the same."""
+    testimony.testify(is_async=True, engine="threads", config={"LLM_MAX_WORKERS": "7"})
+    assert [said.config for said in read_testimonies(Path(".deepseek"))] == [{"LLM_MAX_WORKERS": "7"}]
+    (file,) = Path(".deepseek").iterdir()
+    content = json.loads(file.read_text())
+    del content["config"]
+    file.write_text(json.dumps(content))
+    assert [said.config for said in read_testimonies(Path(".deepseek"))] == [{}]
+
+
 def test_applications_that_differ():
     """A process with an application of each kind is neither: no rollback is proved by it."""
     testimony.testify(is_async=True, engine="threads")

@@ -101,7 +101,7 @@ def read(hosts: int = 1) -> list[Situation]:
     running = _running(file)
     situations = []
     for master, process, command in _examined(running):
-        settings, wrong = _settings({**file, **process})
+        settings, wrong = _settings({**file, **process, **_in_config(running, master)})
         server, wrong_options = (None, []) if refusals else _options(command)
         by_name = {text.partition("=")[0]: text for text in [*wrong_options, *wrong, *refusals]}
         situation = Situation(
@@ -128,6 +128,12 @@ def _running(file: Mapping[str, str]) -> list[deployment.Server]:
         return deployment.Deployment(file).servers
     except Refusal:  # no /proc, or somebody else's
         return []
+
+
+def _in_config(running: list[deployment.Server], master: int) -> Mapping[str, str]:
+    """What the application of a server sets itself, as one of its workers has said."""
+    told = [said for server in running if server.pid == master for said in server.told().values()]
+    return next((said.config for said in told if said), {})
 
 
 def _examined(running: list[deployment.Server]) -> list[tuple[int, Mapping[str, str], Command | None]]:
