@@ -93,7 +93,11 @@ _looked_at = -math.inf  # when restore has last looked for the file
 
 
 def testify(
-    *, is_async: bool, engine: str, directory: str = "", config: Mapping[str, str] | None = None
+    *,
+    is_async: bool,
+    engine: str,
+    directory: str = "",  # noqa: PT028 - no test
+    config: Mapping[str, str] | None = None,  # noqa: PT028 - no test
 ) -> None:
     """Writes this process's testimony, and lets each process that is forked from it write its own.
 

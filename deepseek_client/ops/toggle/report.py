@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from ...telemetry.testimony import Testimony
@@ -98,7 +98,7 @@ def failures(
             reasons.append(f"no new worker of gunicorn {server.pid} started within {waited_s:g} s")
     if wrong:
         reasons.append(
-            f"{_named(wrong)} started with the old mode: something freezes it or comes before .env"
+            f"{_named(wrong)} started with the old mode: {_what_comes_first(told[worker] for worker in wrong)}"
         )
     if silent:
         reasons.append(f"{_named(silent)} did not testify within {waited_s:g} s")
@@ -115,3 +115,9 @@ def _said(said: Testimony | None) -> str:
 def _named(workers: Collection[Worker]) -> str:
     pids = " ".join(str(worker.pid) for worker in sorted(workers))
     return f"worker{'s' * (len(workers) > 1)} {pids}"
+
+
+def _what_comes_first(told: Iterable[Testimony | None]) -> str:
+    if all(said and VARIABLE in said.config for said in told):
+        return f"the application sets {VARIABLE} in app.config, which comes before .env"
+    return "something freezes it or comes before .env"

@@ -1,7 +1,8 @@
-"""The doctor beside an application that sets its limits itself."""
+"""The doctor and the toggle beside an application that has settings of its own in `app.config`."""
 
 from pathlib import Path
 
+from deepseek_client.ops import toggle
 from deepseek_client.ops.doctor.situation import read
 
 APP = """
@@ -23,3 +24,13 @@ def test_limit_of_the_application(gunicorn):
     assert situation.settings.max_workers == 7
     (file,) = Path(".deepseek").iterdir()
     assert "sk-of-the-config" not in file.read_text()
+
+
+def test_switch_of_the_application(gunicorn, capsys):
+    """A switch in `app.config` comes before .env: the toggle names it, and puts .env back."""
+    Path("app.py").write_text(APP.replace("LLM_MAX_WORKERS=7", "USE_ASYNC_DEEPSEEK=True"))
+    gunicorn()
+    assert toggle.main("disable") == 1
+    said = capsys.readouterr().err
+    assert "the application sets USE_ASYNC_DEEPSEEK in app.config, which comes before .env" in said
+    assert not Path(".env").exists()
