@@ -185,6 +185,19 @@ def test_server_that_is_no_gunicorn(disable):
     assert error.endswith("async, engine threads, since then: it hears no SIGHUP, restart it")
 
 
+def test_status_of_what_is_no_gunicorn(deployment, monkeypatch, capsys):
+    """status says that a restart makes such a process do what .env says, for no verb of ours does."""
+    Path(".env").write_text("USE_ASYNC_DEEPSEEK=0\n")
+    others = [
+        testimony.Testimony(os.getpid(), 1, mode, "threads", "then", (), 0) for mode in ("async", "sync")
+    ]
+    monkeypatch.setattr(toggle, "Deployment", lambda values: FakeDeployment([], others))
+    assert toggle.main("status") == 1
+    (error,) = capsys.readouterr().err.splitlines()
+    assert error.startswith(f"toggle: process {os.getpid()} (")
+    assert error.endswith("async, engine threads, since then: it hears no SIGHUP, restart it")
+
+
 def test_workers_that_never_testified(disable):
     """Workers without a testimony before do not keep a rollback back."""
     assert disable(FakeServer(before={1: None}, then={2: SYNC})) == (0, "", "0")

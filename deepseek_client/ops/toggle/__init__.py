@@ -108,9 +108,13 @@ def _status(deployment: Deployment, servers: list[Server]) -> int:
         )
     if ineffective:
         raise Refusal(ineffective)
-    frozen = [report.of_preloaded(server) for server in servers if server.command.options()["preload_app"]]
-    verb = "disable" if report.mode_in(env_file) == "sync" else "enable"
-    raise Refusal("; ".join(frozen) or f"the workers do not do what .env says: {verb} makes them")
+    mode = report.mode_in(env_file)
+    reasons = [report.of_preloaded(server) for server in servers if server.command.options()["preload_app"]]
+    if not reasons and any(said and said.mode != mode for said in told.values()):
+        verb = "disable" if mode == "sync" else "enable"
+        reasons = [f"the workers do not do what .env says: {verb} makes them"]
+    reasons += report.of_deaf([other for other in deployment.others if other.mode != mode])
+    raise Refusal("; ".join(reasons))
 
 
 def _switch(deployment: Deployment, servers: list[Server], is_enable: bool, wait_s: float | None) -> int:
@@ -145,7 +149,7 @@ def _switch(deployment: Deployment, servers: list[Server], is_enable: bool, wait
         )
     print(f"after:  {report.in_env(env_file)}, {report.summary(_told(servers))}", flush=True)
     reasons += [report.of_preloaded(server) for server in frozen]
-    reasons += [f"{other}: it hears no SIGHUP, restart it" for other in report.of_others(deployment.others)]
+    reasons += report.of_deaf(deployment.others)
     if reasons:
         raise Refusal("; ".join(reasons))
     return 0

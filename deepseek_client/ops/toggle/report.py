@@ -14,6 +14,7 @@ __all__ = [
     "failures",
     "in_env",
     "mode_in",
+    "of_deaf",
     "of_each",
     "of_others",
     "of_preloaded",
@@ -60,6 +61,11 @@ def of_silent(silent: Sequence[int], directory: Path) -> list[str]:
         "one that still loads the application will testify by itself"
     )
     return [f"gunicorn {pid} runs here and has not testified in {directory}: {remedy}" for pid in silent]
+
+
+def of_deaf(others: Sequence[Testimony]) -> list[str]:
+    """Returns what to do with processes that are no gunicorn's workers, so that no signal makes them read .env."""
+    return [f"{other}: it hears no SIGHUP, restart it" for other in of_others(others)]
 
 
 def of_preloaded(server: Server) -> str:
