@@ -160,6 +160,7 @@ class _DeepSeekCaller(Caller):
     ) -> None:
         super().__init__(client, settings, pool, policy)
         self.swallows = swallows
+        self._warns_of_loop = settings.use_async
         self._is_shape_unknown = swallows and settings.use_async and not isinstance(client, DeepSeekClient)
 
     def outcome(self, attempt: Attempt) -> Any:
@@ -200,6 +201,13 @@ class _DeepSeekCaller(Caller):
 
     def answer_here(self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """What the method answers in this thread."""
+        if self._warns_of_loop and asyncio._get_running_loop() is not None:
+            self._warns_of_loop = False
+            _logger.warning(
+                "%s blocks the event loop of its thread, and whatever else runs there: await %s_async instead",
+                method,
+                method,
+            )
         call = self.call(method, args, kwargs)
         try:
             self.check(call)
