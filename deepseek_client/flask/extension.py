@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import inspect
+import logging
 from collections.abc import Awaitable, Coroutine
 from dataclasses import replace
 from typing import Any, NamedTuple, TypeVar, cast
@@ -37,6 +38,7 @@ from .sources import Sources
 
 __all__ = ["DeepSeek"]
 
+_logger = logging.getLogger(__name__)
 _T = TypeVar("_T")
 _NAME = "deepseek"
 
@@ -125,7 +127,7 @@ class DeepSeek:
                 "and the client by its name, as in DeepSeek(app, client=MyClient())"
             )
         refuse_eventlet()  # which may have come after the import of this package
-        settings = settings or Settings.from_env(Sources(app))
+        settings = settings or _settings_of(app)
         if not self._has_rollback:
             settings = replace(settings, use_async=True)
         is_first_time = app not in self._parts
@@ -265,6 +267,14 @@ class DeepSeek:
             leaving.install()
             gunicorn_leaving.install()
             first_request.init_app(app)
+
+
+def _settings_of(app: Flask) -> Settings:
+    sources = Sources(app)
+    settings = Settings.from_env(sources)
+    for name, meant in sources.misspelt():
+        _logger.warning("%s in app.config is no setting and does nothing: %s may be meant", name, meant)
+    return settings
 
 
 def _wrappable(client: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -16,6 +17,8 @@ from .gunicorn_leaving import gunicorn_worker
 __all__ = ["Sources"]
 
 _SWITCH = "USE_ASYNC_DEEPSEEK"
+_PREFIXES = ("LLM_", "DEEPSEEK_", "USE_ASYNC")
+_ALIKE = 0.85  # as difflib counts
 _NO_SECRETS = (
     _SWITCH,
     "DEEPSEEK_TRANSPORT",
@@ -40,17 +43,19 @@ class Sources(Mapping[str, str]):
     Raises:
         ConfigError: `.env` is there and cannot be read.
 
-    Threads: immutable, but for the application's own config.
+    Threads: one thread reads.
     """
 
     def __init__(self, app: Flask) -> None:
         self._config = app.config
+        self._asked: set[str] = set()
         in_file = read_env_file()
         self._env: dict[str, str] = {**in_file, **os.environ}
         if _SWITCH in in_file and _has_gunicorn_loaded(_SWITCH):
             self._env[_SWITCH] = in_file[_SWITCH]
 
     def __getitem__(self, name: str) -> str:
+        self._asked.add(name)
         text = _text_of(name, self._config.get(name))
         return text if text.strip() else self._env[name]
 
@@ -59,6 +64,19 @@ class Sources(Mapping[str, str]):
 
     def __len__(self) -> int:
         return len({**self._env, **self._config})
+
+    def misspelt(self) -> list[tuple[str, str]]:
+        """Names in `app.config` that nobody has asked for, each with one like it that was asked for and is not set."""
+        names = [name for name in self._config if isinstance(name, str) and name.startswith(_PREFIXES)]
+        unset = sorted(name for name in self._asked if not str(self._config.get(name) or "").strip())
+        alike = [
+            (name, *difflib.get_close_matches(name, unset, n=1, cutoff=_ALIKE))
+            for name in sorted({*names} - self._asked)
+        ]
+        # A word more is a name of its own.
+        return [
+            (pair[0], pair[1]) for pair in alike if len(pair) == 2 and not pair[0].startswith(f"{pair[1]}_")
+        ]
 
     def in_config(self) -> dict[str, str]:
         """What of the settings stands in `app.config`, but for those that are or may hold a secret."""

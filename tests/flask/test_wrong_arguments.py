@@ -58,3 +58,17 @@ def test_init_app_that_was_forgotten():
     """Where no application was made yet, as in another program's worker."""
     with pytest.raises(RuntimeError, match=r"^DeepSeek\.init_app was not called: import the module"):
         _ = DeepSeek(client=TheirClient()).client
+
+
+def test_setting_with_a_typo(caplog):
+    """A name in app.config that is nearly one of ours is named with it; what is somebody else's is left alone."""
+    app = Flask("theirs")
+    app.config.update(
+        LLM_MAX_WORKER=20, LLM_DEADLINE=60, LLM_MODEL="m", LLM_MAX_ATTEMPTS_OF_THEIRS=3, LLM_ENGINES=""
+    )
+    app.config.update(LLM_ENGINE="threads")
+    DeepSeek(app, client=TheirClient())
+    assert [record.getMessage() for record in caplog.records if record.levelname == "WARNING"] == [
+        "LLM_DEADLINE in app.config is no setting and does nothing: LLM_DEADLINE_S may be meant",
+        "LLM_MAX_WORKER in app.config is no setting and does nothing: LLM_MAX_WORKERS may be meant",
+    ]
