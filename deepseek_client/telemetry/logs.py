@@ -44,7 +44,7 @@ def handler(*, as_json: bool, secrets: tuple[str, ...]) -> logging.Handler:
 
     Threads: as every handler.
     """
-    made = logging.StreamHandler()
+    made = _ToStderr()
     made.addFilter(_add_request_id)  # in the thread that logs: its context has the id
     made.setFormatter(_Line(as_json, masking(secrets)))
     return made
@@ -61,6 +61,23 @@ def masking(secrets: Iterable[str]) -> Callable[[str], str]:
     # The longest first: one may begin with another.
     in_turn = sorted(shapes, key=len, reverse=True)
     return lambda text: functools.reduce(lambda masked, shape: masked.replace(shape, _MASK), in_turn, text)
+
+
+class _ToStderr(logging.StreamHandler):  # type: ignore[type-arg]  # Python 3.10 takes none
+    """Writes to what is `sys.stderr` at that moment: test runners replace it for a while, and close theirs."""
+
+    _given: Any = None  # by setStream
+
+    def __init__(self) -> None:
+        logging.Handler.__init__(self)  # StreamHandler's own would keep today's stream
+
+    @property
+    def stream(self) -> Any:
+        return self._given or sys.stderr
+
+    @stream.setter
+    def stream(self, stream: Any) -> None:
+        self._given = stream
 
 
 class _Line(logging.Formatter):

@@ -27,7 +27,6 @@ def outside():
 def written(capsys, as_json, log):
     """What a logger of its own writes to stderr when `log` is called with it."""
     handler = logs.handler(as_json=as_json, secrets=("", KEY))
-    handler.setStream(sys.stderr)
     logger = logging.getLogger("game")
     logger.setLevel(logging.INFO)
     logger.addHandler(handler)
@@ -44,6 +43,24 @@ def test_a_line_of_text(capsys):
     assert line.endswith(" WARNING [-] game: 修炼 1\n")
     request_id.accept("r-1")
     assert written(capsys, False, lambda logger: logger.info("x")).endswith(" INFO [r-1] game: x\n")
+
+
+def test_a_stderr_that_was_replaced_for_a_while(capsys, monkeypatch):
+    """A handler that was made while a test runner had put its own stream there writes to what is there later."""
+    logger = logging.getLogger("game")
+    with monkeypatch.context() as patch, io.StringIO() as theirs:
+        patch.setattr(sys, "stderr", theirs)
+        handler = logs.handler(as_json=False, secrets=())
+    logger.addHandler(handler)
+    try:
+        logger.warning("later")
+        given = io.StringIO()
+        handler.setStream(given)
+        logger.warning("elsewhere")
+    finally:
+        logger.removeHandler(handler)
+    assert capsys.readouterr().err.endswith(" WARNING [-] game: later\n")
+    assert given.getvalue().endswith(" WARNING [-] game: elsewhere\n")
 
 
 def test_what_was_typed_makes_no_line_of_its_own(capsys):
