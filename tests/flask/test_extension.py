@@ -136,14 +136,16 @@ class TestApplications:
         assert answers == [{"workers": 3, "text": "their x"}, {"workers": 4, "text": "their x"}]
         assert [app.extensions["deepseek"] for app in apps] == [llm, llm]
         with pytest.raises(
-            RuntimeError, match="2 applications use this DeepSeek: need an application context"
+            RuntimeError, match=r"2 applications with different settings .* need an application"
         ):
             _ = llm.client
 
     def test_outside_of_a_context(self, app, llm):
-        """With one application its client is to be had anywhere: in a thread, a job, a command."""
+        """With one application, or several alike, its client is to be had anywhere: in a thread, a job, a command."""
         assert llm.wait(llm.client.chat_async("x")) == {"text": "their x"}
         assert app.extensions["deepseek"] is llm
+        llm.init_app(Flask("of the next test"))
+        assert llm.wait(llm.client.chat_async("y")) == {"text": "their y"}
 
     def test_foreign_application(self, llm):
         """An application that was never given to init_app is told so."""
