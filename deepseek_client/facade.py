@@ -71,8 +71,16 @@ class AsyncFacade(AbstractContextManager[Any], AbstractAsyncContextManager[Any])
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "__facade_caller__":
             object.__setattr__(self, name, value)
-        else:
-            setattr(self.__facade_caller__.client, name, value)
+            return
+        client = self.__facade_caller__.client
+        method = name.removesuffix("_async")
+        if method != name and has_method(
+            client, method
+        ):  # the client would have it, and nobody would call it
+            raise AttributeError(
+                f"cannot set {name}: it calls the client's {method}, so set {method} in its place"
+            )
+        setattr(client, name, value)
 
     def __delattr__(self, name: str) -> None:
         delattr(self.__facade_caller__.client, name)

@@ -157,3 +157,19 @@ def test_a_call_in_flight_is_waited_for_at_the_exit():
         timeout=3 * GIVE_UP_S,
     )
     assert done.stdout == "done\n", done.stderr
+
+
+@pytest.mark.parametrize(
+    "make", [AsyncFacade, lambda client: AsyncDeepSeekClient(client=client)], ids=["any", "ours"]
+)
+def test_a_double_is_put_in_the_place_of_the_clients_method(make):
+    """To set a `name_async` would have no effect, which its error says; a double of `name` is what is awaited."""
+    facade = make(SimpleNamespace(chat=lambda prompt: {"text": "real"}))
+    with pytest.raises(
+        AttributeError, match=r"^cannot set chat_async: it calls the client's chat, so set chat"
+    ):
+        facade.chat_async = None
+    facade.chat = lambda prompt: {"text": "double"}
+    assert asyncio.run(facade.chat_async("x")) == {"text": "double"}
+    facade.model_async = "a name of the client's own"
+    assert facade.__wrapped__.model_async == "a name of the client's own"
