@@ -22,8 +22,9 @@ from .errors import (
     ConnectionFailed,
     DeepSeekError,
 )
+from .fences import object_in
 from .wire.exchange import Exchange
-from .wire.failures import failure_from, failure_of_end, failure_of_status
+from .wire.failures import failure_from, failure_of_end, failure_of_status, printable
 
 __all__ = ["blank_result", "outcome_of"]
 
@@ -32,6 +33,7 @@ _BLANKS: dict[str, dict[str, Any]] = {
     "parse": {"intent": "unknown", "slots": {}, "allowed": True, "reason": ""},
 }
 _API_MESSAGE_LIMIT = 300  # characters; long enough for every sentence of the documentation
+_NUMBERS = ("code", "status", "status_code", "statusCode", "http_status")  # where error objects have it
 _DEPTH_LIMIT = 100  # of objects and lists in a parse reply: what answers it must be able to write it again
 
 
@@ -77,7 +79,7 @@ def outcome_of(attempt: Attempt, client: Any) -> Any:
         return {"text": content} if gave_nothing else attempt.result
     if not gave_nothing:
         return _checked(attempt.result)
-    data = _object_in(content)
+    data = object_in(content)
     return _checked({name: data.get(name, value) for name, value in blank.items()})
 
 
@@ -167,7 +169,7 @@ def _failure_of(exchange: Exchange, key: str) -> DeepSeekError | None:
             response.status_code,
             response.headers,
             is_apis_own=words is not None or not _is_somebody_elses(exchange, body),
-            api_message=_masked(words or response.reason or "", key),
+            api_message=_masked(words or _gateways_words(body) or response.reason or "", key),
         )
         failure.__cause__ = exchange.error
         return failure
@@ -183,9 +185,12 @@ def _json_of(exchange: Exchange) -> Any:
     if exchange.response is None or not exchange.body:
         return None
     try:
-        return exchange.response.json()
+        body = exchange.response.json()
     except (ValueError, RecursionError):
         return None
+    # Google's door to the same API puts an error, and nothing else, into a list.
+    is_error = isinstance(body, list) and len(body) == 1 and isinstance(body[0], dict) and "error" in body[0]
+    return body[0] if is_error else body
 
 
 def _words_of(body: Any) -> str | None:
@@ -194,6 +199,19 @@ def _words_of(body: Any) -> str | None:
     if isinstance(error, str):
         return error or None
     return _text_of(error) if error and isinstance(error, dict) else None
+
+
+def _gateways_words(body: Any) -> str:
+    """What a gateway says of a failure in JSON of its own; "" without any. Of lists only what no prompt can be in."""
+    if not isinstance(body, dict):
+        return ""
+    words = [
+        body.get(name) for name in ("message", "msg", "detail", "error_msg", "error_description", "title")
+    ]
+    found = next((each for each in words if each and isinstance(each, (str, list))), "")
+    if isinstance(found, str):
+        return found
+    return "; ".join(str(each["msg"]) for each in found if isinstance(each, dict) and "msg" in each)
 
 
 def _text_of(error: dict[str, Any]) -> str:
@@ -210,8 +228,8 @@ def _is_somebody_elses(exchange: Exchange, body: Any) -> bool:
 
 
 def _masked(words: str, key: str) -> str:
-    """The API's words for a log: cut, on one line, and without the key, of which a 401 quotes the end."""
-    words = " ".join(words[: 4 * _API_MESSAGE_LIMIT].split())
+    """The API's words for a log: cut, on one line that a terminal shows, and without the key, which a 401 quotes."""
+    words = printable(" ".join(words[: 4 * _API_MESSAGE_LIMIT].split()))
     if len(key) >= 8:
         words = words.replace(key, "***")
     words = re.sub(r"sk-[\w-]{8,}", "***", words)
@@ -268,6 +286,7 @@ def _content_of(attempt: Attempt, completion: Any, key: str) -> str:
         choice = completion["choices"][0]
         content, finish_reason = choice["message"]["content"], choice.get("finish_reason")
     except (LookupError, TypeError, AttributeError):
+        _check_choice(exchange, completion, key)
         raise BadReply("The API answered 200 without a choice that holds a message.") from None
     attempt.finish_reason = finish_reason if isinstance(finish_reason, str) else ""
     if finish_reason == "insufficient_system_resource":
@@ -278,8 +297,17 @@ def _content_of(attempt: Attempt, completion: Any, key: str) -> str:
         ]
         content = "".join(part for part in parts if isinstance(part, str))
     if not isinstance(content, str) or not content.strip():
+        _check_choice(exchange, completion, key)
         raise BadReply("The API answered 200 with blank content.", is_completion=True)
     return content
+
+
+def _check_choice(exchange: Exchange, completion: Any, key: str) -> None:
+    """Raises the error that stands in the choice's place: a router had sent status 200 before its provider failed."""
+    choices = completion.get("choices")
+    words = _words_of(choices[0]) if choices and isinstance(choices, list) else None
+    if words is not None:
+        raise _error_under_200(exchange, choices[0], _masked(words, key))
 
 
 def _error_under_200(exchange: Exchange, body: dict[str, Any], api_message: str) -> DeepSeekError:
@@ -297,59 +325,8 @@ def _error_under_200(exchange: Exchange, body: dict[str, Any], api_message: str)
 
 def _number_of(error: Any) -> int | None:
     """The status that an error object names; None if it has no number from 400 to 599."""
-    names = ("code", "status") if isinstance(error, dict) else ()
+    names = _NUMBERS if isinstance(error, dict) else ()
     for number in (error.get(name) for name in names):
         if isinstance(number, (int, str)) and re.fullmatch("[45][0-9][0-9]", str(number)):
             return int(number)
     return None
-
-
-def _object_in(content: str) -> dict[str, Any]:
-    """The JSON object that a model's text holds: the whole text, or else the only one in it, in a Markdown fence.
-
-    Raises:
-        BadReply: there is none, or there are several.
-    """
-    text = content.strip("\ufeff \t\r\n")
-    found = _json_object(text)
-    if found is None:
-        found = _json_object(_fenced(text))
-    if found is None:
-        raise BadReply(
-            "The API answered with text that is not the JSON object that was asked for.", is_completion=True
-        )
-    return found
-
-
-# A brace, or braces around mere words, as in "the {intent} form". No object gets as far as a player's text within
-# those: it needs a quote, a colon or a line break before.
-_BRACES = re.compile(r"\{[\w.][\w ,.]*\}|[{}]")
-
-
-def _fenced(text: str) -> str:
-    """All from the first brace to the last one, if a fence that starts a line is around it; "" without one.
-
-    A player's own words may hold a fence with an object in it. They come back as a value in another object: behind a
-    brace and its key, and before a quote and a brace. So a brace counts even if it is closed, which the player could
-    do, too. Only those around mere words do not; an object has such words nowhere but in its strings.
-    No expression looks for both ends of a fence, which takes hours for a text that is full of them.
-    """
-    first, last = -1, 0
-    for found in _BRACES.finditer(text):  # one by one: a `sub` would hold the GIL for the whole text
-        if found[0] == "{" and first < 0:
-            first = found.start()
-        elif found[0] == "}":
-            last = found.end()
-    opening = text[:first].rstrip().rpartition("\n")[2] if 0 <= first < last else ""
-    closing = text[last:].lstrip().partition("\n")[0]
-    is_fenced = re.fullmatch(r"[ \t]*```[\w+-]*", opening) and re.fullmatch(r"```[ \t\r]*", closing)
-    return text[first:last] if is_fenced else ""
-
-
-def _json_object(text: str) -> dict[str, Any] | None:
-    """The JSON object that the text is; None when it is something else."""
-    try:
-        found = json.loads(text)
-    except (ValueError, RecursionError):
-        return None
-    return found if isinstance(found, dict) else None

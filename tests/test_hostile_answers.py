@@ -86,6 +86,14 @@ class TestErrorsUnder200:
             ({"error": None}, BadReply),
             ({"error": {"code": "slow_down", "status": "bad"}}, BadReply),
             ({"code": 200, "message": "ok"}, BadReply),
+            ({"error": {"status_code": 503, "message": "busy"}}, UpstreamUnavailable),
+            ({"error": {"http_status": "429"}}, RateLimited),
+            ({"statusCode": 429, "message": "busy"}, RateLimited),
+            ([{"error": {"code": 429, "message": "busy"}}], RateLimited),
+            ({"choices": [{"error": {"code": 502}, "finish_reason": "error"}]}, UpstreamUnavailable),
+            ({"choices": [{"error": {"code": 429}, "message": {"content": ""}}]}, RateLimited),
+            ({"choices": [{"error": {"message": "no"}, "message": {"content": None}}]}, BadReply),
+            ({"choices": [{"message": {"content": ""}}]}, BadReply),
         ],
         ids=str,
     )
@@ -101,10 +109,76 @@ class TestErrorsUnder200:
         with pytest.raises(UpstreamRejected):
             answering(401, json.dumps({"error": error, "message": "no"}).encode()).chat("hi")
 
+    def test_a_router_that_broke_off(self, answering):
+        """What the model had said before its provider failed is an answer, as the frozen client has it."""
+        choice = {"error": {"code": 502}, "finish_reason": "error", "message": {"content": "前"}}
+        assert answering(200, json.dumps({"choices": [choice]}).encode()).chat("hi") == {"text": "前"}
+
     def test_an_answer_with_a_number_is_an_answer(self, answering):
         """Choices come before whatever stands beside them."""
         body = json.dumps({"code": 429, **json.loads(ANSWER)}).encode()
         assert answering(200, body).chat("hi") == {"text": "答"}
+
+
+class TestWords:
+    """What a refusal says is in `.api_message`, whoever says it and in whatever shape."""
+
+    @pytest.mark.parametrize(
+        ("status", "body", "kind", "words"),
+        [
+            (400, {"message": "too long"}, UpstreamRejected, "too long"),
+            (422, {"detail": "no such model"}, UpstreamRejected, "no such model"),
+            (
+                422,
+                {"detail": [{"msg": "field required", "input": "打坐"}]},
+                UpstreamRejected,
+                "field required",
+            ),
+            (503, {"msg": "busy", "data": None}, UpstreamUnavailable, "busy"),
+            (401, {"error": True, "message": "no"}, UpstreamRejected, "no"),
+            (401, [{"error": {"message": "API key not valid"}}], AuthenticationFailed, "API key not valid"),
+            (403, [{"message": "no"}], UpstreamRejected, "Forbidden"),
+            (400, {"message": {"input": "打坐"}}, UpstreamRejected, "Bad Request"),
+        ],
+        ids=str,
+    )
+    def test_whoever_says_them(self, answering, status, body, kind, words):
+        """A gateway's JSON has no `error`; Google's has it in a list; what may quote a prompt is left out."""
+        with pytest.raises(DeepSeekError) as caught:
+            answering(status, json.dumps(body).encode()).chat("hi")
+        assert (type(caught.value), caught.value.api_message) == (kind, words)
+
+    def test_no_terminal_obeys_them(self, answering):
+        """Whoever logs them writes one line, in one colour and one direction."""
+        message = "a\n\x1b[31mb\x00\x9b\u202ec"
+        with pytest.raises(UpstreamRejected) as caught:
+            answering(400, json.dumps({"error": {"message": message}}).encode()).chat("hi")
+        assert caught.value.api_message == r"a \x1b[31mb\x00\x9b\u202ec"
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "retry_after_s"),
+    [
+        ("retry-after-ms", ["100", "1500"], 1.5),
+        ("Retry-After", [".5"], 0.5),
+        ("Retry-After", ["3,"], 3.0),
+        ("Retry-After", ["-3"], None),
+        ("retry-after-ms", ["soon"], None),
+        ("retry-after-ms", ["9" * 400], 1e9),
+    ],
+    ids=str,
+)
+def test_waits_that_servers_ask_for(serve, name, values, retry_after_s):
+    """Of several the longest counts, whatever its unit; what is no time is none."""
+
+    def answer(handler):
+        fields = "".join(f"{name}: {value}\r\n" for value in values)
+        handler.wfile.write(f"HTTP/1.1 429 Slow\r\nContent-Length: 0\r\n{fields}\r\n".encode())
+
+    client = build(Settings(api_key="sk-test", base_url=serve(answer).url))
+    with pytest.raises(RateLimited) as caught:
+        client.chat("hi")
+    assert caught.value.retry_after_s == retry_after_s
 
 
 @pytest.mark.parametrize("charset", ["punycode", "idna", "Punycode"])

@@ -26,6 +26,7 @@ from ..fork_safe import ForkSafeLock
 from . import environment, oneshot, originals, sockets
 from .connections import POOL_CLASSES
 from .exchange import Exchange, current
+from .failures import printable
 from .redirects import redirect_of
 from .replies import watched
 from .tls import context_for
@@ -257,7 +258,7 @@ def _keep(exchange: Exchange, response: requests.Response, *, is_streamed: bool)
     """Keeps what a reply is for whoever judges the exchange, and makes it harmless for who logs and parses it."""
     exchange.response = response
     if response.reason and (len(response.reason) > _REASON_CHARS or not response.reason.isprintable()):
-        response.reason = _printable(response.reason[:_REASON_CHARS])
+        response.reason = printable(response.reason[:_REASON_CHARS])
     if is_streamed:
         return
     exchange.phase = "reading"
@@ -273,10 +274,6 @@ def _is_of_hosts(encoding: str) -> bool:
         return codecs.lookup(encoding).name in ("idna", "punycode")
     except (LookupError, ValueError):
         return False
-
-
-def _printable(text: str) -> str:
-    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
 
 
 def _read(response: Any, limit_bytes: int | None) -> bytes:

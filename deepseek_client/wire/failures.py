@@ -26,7 +26,7 @@ from ..errors import (
 )
 from .exchange import Exchange
 
-__all__ = ["failure_from", "failure_of_end", "failure_of_status", "retry_after_s"]
+__all__ = ["failure_from", "failure_of_end", "failure_of_status", "printable", "retry_after_s"]
 
 _BY_STATUS: dict[int, tuple[type[DeepSeekError], str]] = {
     400: (UpstreamRejected, "refused the request as malformed"),
@@ -137,17 +137,22 @@ def retry_after_s(headers: Mapping[str, str]) -> float | None:
     Source: RFC 9110, section 10.2.3: whole seconds or an HTTP date. Servers also send fractions, the header twice, and
     OpenAI's `retry-after-ms`; the longest wait counts.
     """
-    millis = headers.get("retry-after-ms", "").strip()
-    if re.fullmatch(r"[0-9]{1,12}(\.[0-9]*)?", millis):
-        return float(millis) / 1000
+    if (millis := _longest(headers.get("retry-after-ms", ""))) is not None:
+        return min(_LONGEST_RETRY_AFTER_S, millis / 1000)
     text = headers.get("Retry-After", "").strip()
-    numbers = [part.strip() for part in text.split(",")]
-    if text and all(re.fullmatch(r"[0-9]+(\.[0-9]*)?", number) for number in numbers):
-        return min(_LONGEST_RETRY_AFTER_S, max(map(float, numbers)))
+    if (seconds := _longest(text)) is not None:
+        return min(_LONGEST_RETRY_AFTER_S, seconds)
     # Two headers arrive as one, joined by a comma, which a date has too.
     dates = re.findall(r"[A-Za-z]{3,9}, [^,]+", text) or [text]  # without a comma: as C's asctime() writes it
     waits = [wait_s for date in dates if (wait_s := _seconds_until(date.strip())) is not None]
     return max(waits, default=None)
+
+
+def _longest(text: str) -> float | None:
+    """The largest of the numbers in a header, of which several arrive as one; None if it holds something else."""
+    numbers = [part.strip() for part in text.split(",") if part.strip()]
+    is_understood = all(re.fullmatch(r"[0-9]+(\.[0-9]*)?|\.[0-9]+", number) for number in numbers)
+    return max(map(float, numbers), default=None) if is_understood else None
 
 
 def _seconds_until(date: str) -> float | None:
@@ -158,3 +163,15 @@ def _seconds_until(date: str) -> float | None:
         return min(_LONGEST_RETRY_AFTER_S, max(0.0, moment.timestamp() - time.time()))
     except (ValueError, OverflowError):
         return None
+
+
+def printable(text: str) -> str:
+    """The text with an escape for each character that a terminal would obey, or not show.
+
+    Threads: any.
+    """
+    return (
+        text
+        if text.isprintable()
+        else "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
+    )

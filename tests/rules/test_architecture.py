@@ -80,7 +80,8 @@ TABLE = [
     row(3, " ".join(f"deepseek_client.calls{name}" for name in ("", ".batches", ".call", ".caller", ".breaker",
                     ".chunks", ".ending", ".leases", ".options", ".places", ".retries", ".streams")), "",
         {0, 1, 2, "deepseek_client.calls.*"}),
-    row(3, "deepseek_client.answers", "requests", {0, 1, "deepseek_client.calls.call"}),
+    row(3, "deepseek_client.answers", "requests", {0, 1, "deepseek_client.calls.call", "deepseek_client.fences"}),
+    row(3, "deepseek_client.fences", "", {0}),
     row(2, "deepseek_client.engines deepseek_client.engines.admission deepseek_client.engines.daemons "
         "deepseek_client.engines.inline deepseek_client.engines.shared "
         "deepseek_client.engines.threads deepseek_client.engines.turns", "",
