@@ -7,6 +7,7 @@ so the status classifies; output that is not JSON is replaced by blanks in JSON 
 from __future__ import annotations
 
 import json
+import logging
 import math
 import re
 from collections.abc import Iterator
@@ -23,7 +24,7 @@ from .errors import (
     DeepSeekError,
 )
 from .fences import object_in
-from .wire.exchange import Exchange
+from .wire.exchange import Exchange, current
 from .wire.failures import failure_from, failure_of_end, failure_of_status, printable
 
 __all__ = ["blank_result", "outcome_of"]
@@ -33,6 +34,7 @@ _BLANKS: dict[str, dict[str, Any]] = {
     "parse": {"intent": "unknown", "slots": {}, "allowed": True, "reason": ""},
 }
 _API_MESSAGE_LIMIT = 300  # characters; long enough for every sentence of the documentation
+_clients_logger = logging.getLogger(DeepSeekClient.__module__)
 _NUMBERS = ("code", "status", "status_code", "statusCode", "http_status")  # where error objects have it
 _DEPTH_LIMIT = 100  # of objects and lists in a parse reply: what answers it must be able to write it again
 
@@ -97,8 +99,45 @@ def _unsent(attempt: Attempt, client: Any, gave_nothing: bool) -> Any:
     if attempt.raised is not None:
         raise attempt.raised
     if gave_nothing and isinstance(client, DeepSeekClient):
-        raise ConnectionFailed("Nothing was sent: the client failed before it reached the network.")
+        return _of_a_stand_in(attempt, client)
     return attempt.result
+
+
+def _of_a_stand_in(attempt: Attempt, client: DeepSeekClient) -> Any:
+    """What the legacy client made of an answer that no wire saw: a test has put something in the place of `requests`.
+
+    The client has logged what it swallowed. If it has logged nothing, it was answered, and with nothing.
+    """
+    exchange, swallowed = attempt.exchange, attempt.exchange.swallowed
+    if isinstance(
+        swallowed, (LookupError, json.JSONDecodeError, requests.JSONDecodeError)
+    ):  # by reading a reply
+        raise BadReply("The API answered with something that is not a completion.") from swallowed
+    if isinstance(swallowed, (requests.RequestException, OSError)):
+        exchange.error = swallowed
+        response = getattr(swallowed, "response", None)
+        if isinstance(response, requests.Response):
+            exchange.response, exchange.body = response, response.content
+        raise _failure_of(exchange, client.api_key) or failure_from(swallowed)
+    if swallowed is None and _clients_logger.isEnabledFor(logging.ERROR):
+        if attempt.call.method == "chat":
+            raise BadReply("The API answered with blank content.", is_completion=True)
+        return attempt.result
+    raise ConnectionFailed(
+        "Nothing was sent: the client failed before it reached the network."
+    ) from swallowed
+
+
+def _note_swallowed(record: logging.LogRecord) -> bool:
+    """Keeps what the legacy client logs of a failure that the wire has not seen; lets every record pass."""
+    exchange = current()
+    if exchange is not None and exchange.requests == 0 and exchange.swallowed is None:
+        errors = [each for each in record.args or () if isinstance(each, Exception)]
+        exchange.swallowed = errors[0] if errors else None
+    return True
+
+
+_clients_logger.addFilter(_note_swallowed)
 
 
 def _why_it_cannot_send(client: Any) -> DeepSeekError | None:

@@ -211,8 +211,10 @@ def test_a_call_that_could_not_leave_is_a_config_error(method, client, sentence)
 )
 def test_a_call_that_did_not_leave_although_it_could(raised, kind):
     """With key and address in place, a call that sent nothing failed below the client (a mock, say) or in it."""
+    attempt = finished(result={"text": ""}, raised=raised)
+    attempt.exchange.swallowed = None if raised else ZeroDivisionError()
     with pytest.raises(kind):
-        outcome_of(finished(result={"text": ""}, raised=raised), CLIENT)
+        outcome_of(attempt, CLIENT)
 
 
 @pytest.mark.parametrize(

@@ -90,6 +90,7 @@ class Exchange:
         response: the last reply, None while there is none; its body is read unless the client streams it.
         body: the reply's whole body, None while it is not complete (or when the client streams it).
         error: what broke the last request, None if nothing.
+        swallowed: what the client itself told of its failure, if the wire saw no request; None if nothing.
         stale: whether the server had closed the kept connection before it read the request.
         redirect: where the last reply that was a redirect sent its request, None without one.
         phase: where the last request is, or broke: "connecting", "sending", "waiting", "reading" or "done".
@@ -105,6 +106,7 @@ class Exchange:
     response: requests.Response | None = None
     body: bytes | None = None
     error: Exception | None = None
+    swallowed: Exception | None = None
 
     client: Any = None
     method = ""

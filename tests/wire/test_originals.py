@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib
+import json
 import socket
 import ssl
 import subprocess
@@ -11,6 +12,7 @@ import sys
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import requests
@@ -25,6 +27,7 @@ from deepseek_client import (
     AsyncDeepSeekClient,
     AuthenticationFailed,
     BadReply,
+    ConfigError,
     ConnectionFailed,
     DeadlineExceeded,
     DeepSeekError,
@@ -44,6 +47,13 @@ def nothing_told(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def client_of(box: RunningSandbox, **options: Any) -> AsyncDeepSeekClient:
     return build(Settings(api_key="sk-test", base_url=box.url, **options))
+
+
+def given(status: int, body: Any) -> requests.Response:
+    """What a test hands out as a response of its own."""
+    response = requests.Response()
+    response.status_code, response._content = status, json.dumps(body).encode()
+    return response
 
 
 def warnings_of(caplog: pytest.LogCaptureFixture) -> list[str]:
@@ -294,6 +304,50 @@ class TestRecordersAndMocks:
             assert mock.call_count == (attempts if way == "chat_async" else 1)
         assert "Nothing was sent" not in str(caught.value)
         assert sandbox.stats()["requests"] == 1
+
+    @pytest.mark.parametrize("way", ["chat", "chat_async"])
+    @pytest.mark.parametrize(
+        "place",
+        ["requests.post", "requests.api.request", "requests.Session.request", "requests.Session.send"],
+    )
+    @pytest.mark.parametrize(
+        ("answer", "kind", "attempts"),
+        [
+            (given(401, {"error": {"message": "no"}}), AuthenticationFailed, 1),
+            (given(402, {"error": {"message": "no"}}), InsufficientBalance, 1),
+            (given(429, {}), RateLimited, 3),
+            (given(200, {"choices": [{"message": {"content": "  "}}]}), BadReply, 2),
+            (given(200, {"error": "no"}), BadReply, 2),
+            (requests.exceptions.ReadTimeout("late"), ConnectionFailed, 3),
+            (requests.exceptions.InvalidURL("no host"), ConfigError, 1),
+        ],
+        ids=["401", "402", "429", "blank", "error", "timeout", "address"],
+    )
+    def test_a_mock_in_the_place_of_a_function(
+        self, sandbox, monkeypatch, way, place, answer, kind, attempts
+    ):
+        """What unittest.mock gives instead of a function of `requests` is what the call gave; nothing is sent."""
+        from deepseek_client.calls import retries
+
+        monkeypatch.setattr(retries.random, "uniform", lambda low, high: 0.0)
+        client = client_of(sandbox)
+        client.chat("before, so that everything is installed")
+        with patch(place, side_effect=[answer] * 3) as mocked, pytest.raises(kind) as caught:
+            client.chat("hi") if way == "chat" else asyncio.run(client.chat_async("hi"))
+        assert mocked.call_count == (attempts if way == "chat_async" else 1)
+        assert "Nothing was sent" not in str(caught.value)
+        assert sandbox.stats()["requests"] == 1
+
+    def test_a_mock_that_answers_for_a_parse(self, sandbox):
+        """Intent "unknown" is an answer if the client has swallowed nothing, and a failure if it has."""
+        client = client_of(sandbox)
+        unknown = {"intent": "unknown", "slots": {}, "allowed": True, "reason": ""}
+        answers = [json.dumps(unknown), "no object"]
+        bodies = [{"choices": [{"message": {"content": answer}}]} for answer in answers]
+        with patch("requests.post", side_effect=[given(200, body) for body in bodies]):
+            assert client.parse("打坐", SimpleNamespace()) == unknown
+            with pytest.raises(BadReply):
+                client.parse("打坐", SimpleNamespace())
 
     def test_requests_mock_answers(self, sandbox):
         """An answer of requests_mock is an answer, on a session, as a fixture, and with real requests let through."""
