@@ -29,11 +29,12 @@ __all__ = ["AsyncDeepSeekClient", "check_input", "get_default_client"]
 
 _logger = logging.getLogger(__name__)
 
-# A model's longest answer, each character escaped, has some 4 MiB. A hundred threads that read endless bodies would
-# take all memory, and to parse more takes so long that the deadline is of no use.
 # A quarter of a second; an aborted call comes back within some 20 ms.
 _SETTLE_LOOKS, _LOOK_AGAIN_S = 125, 0.002
 _UTTERANCE_CHARS = 200  # of the legacy client
+_PARAMETERS = {"chat": ("prompt",), "parse": ("utterance", "ctx")}  # likewise
+# A model's longest answer, each character escaped, has some 4 MiB. A hundred threads that read endless bodies would
+# take all memory, and to parse more takes so long that the deadline is of no use.
 _REPLY_LIMIT_BYTES = 4 * 1024 * 1024
 
 
@@ -196,8 +197,20 @@ class _DeepSeekCaller(Caller):
 
     def check(self, call: Call) -> None:
         """Refuses what `check_input` refuses, of the legacy client alone: another one knows what it can send."""
-        if call.args and isinstance(self.client, DeepSeekClient):
-            check_input(call.method, call.args, self.settings.prompt_limit)
+        if not isinstance(self.client, DeepSeekClient):
+            return
+        args = call.args
+        if call.kwargs:
+            names = _PARAMETERS[call.method][len(args) :]
+            args += tuple(call.kwargs[name] for name in names if name in call.kwargs)
+        if args:
+            check_input(call.method, args, self.settings.prompt_limit)
+
+    def _begin(self, call: Call) -> None:
+        # By its path a call comes here from no method of AsyncDeepSeekClient's.
+        if call.find is not None and call.method in _PARAMETERS:
+            self.check(call)
+        super()._begin(call)
 
     def answer_here(self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """What the method answers in this thread."""
