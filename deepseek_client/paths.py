@@ -184,6 +184,7 @@ class PathCall(Coroutine[Any, Any, Any]):
 
     __slots__ = (
         "_path_coroutine",
+        "_path_has_begun",
         "_path_is_used",
         "_path_last",
         "_path_root",
@@ -196,6 +197,7 @@ class PathCall(Coroutine[Any, Any, Any]):
         self._path_steps = steps
         self._path_last = last
         self._path_is_used = False
+        self._path_has_begun = False
         self._path_coroutine: Coroutine[Any, Any, Any] | None = None
         self._path_stream: AsyncStream | None = None
 
@@ -218,8 +220,9 @@ class PathCall(Coroutine[Any, Any, Any]):
         return self._path_run().throw(*error)
 
     def close(self) -> None:
-        """Ends it, as a coroutine."""
-        self._path_run().close()
+        """Ends it, as a coroutine; a stream ends by its own `aclose`."""
+        if self._path_coroutine is not None or not self._path_has_begun:
+            self._path_run().close()
 
     def __aiter__(self) -> AsyncStream:
         return AsyncStream(*call_of(self))
@@ -247,8 +250,16 @@ class PathCall(Coroutine[Any, Any, Any]):
 
 
 def call_of(path_call: PathCall) -> tuple[Caller, Call]:
-    """The call that it stands for, which begins now, and who makes it."""
-    path_call._path_is_used = True
+    """The call that it stands for, which begins now, and who makes it.
+
+    Raises:
+        RuntimeError: it has begun before; a second one would be sent, and billed, unasked.
+    """
+    if path_call._path_has_begun:
+        raise RuntimeError(
+            f"{path_call!r} was awaited or iterated already: write the call again to make it again"
+        )
+    path_call._path_is_used = path_call._path_has_begun = True
     steps, last = path_call._path_steps, path_call._path_last
     caller = path_call._path_root.caller
     call = caller.call(_name(steps), last.args, last.kwargs)

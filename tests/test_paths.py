@@ -176,6 +176,24 @@ async def test_a_name_that_is_not_there(path):
         await path.chatt.completions.create("hi")
 
 
+async def test_a_call_is_made_once(path, client):
+    """Read or awaited again, a call raises: it would be sent, and billed, again without a word."""
+    call = path.chat.completions.create("a b", stream=True)
+    assert [part async for part in call] == ["a", "b", "60"]
+    for again in (call.__aiter__, call.__await__):
+        with pytest.raises(RuntimeError, match="write the call again"):
+            again()
+    with pytest.raises(RuntimeError, match="write the call again"):
+        async with call:
+            pass
+    call.close()
+    assert len(client.threads) == 2  # of the lookup and of the call
+    answer = path.chat.completions.create("hi")
+    assert await answer == "hi 60"
+    with pytest.raises(RuntimeError):
+        await answer
+
+
 def test_private_names_are_not_the_clients(path):
     """A name with an underscore is an AttributeError at once: tools probe for such names, and must find none."""
     for name in ("_repr_html_", "__array__", "__name__"):

@@ -102,7 +102,7 @@ class WorkerPool:
         timer = None if deadline is None else loop.call_later(deadline - time.monotonic(), _wake, waiter)
         try:
             await waiter
-        except asyncio.CancelledError:
+        except (asyncio.CancelledError, GeneratorExit):  # or nobody drives this coroutine any more
             self.give_up(job, "cancelled")
             raise
         finally:

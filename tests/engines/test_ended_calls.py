@@ -8,8 +8,10 @@ from contextlib import contextmanager
 
 import pytest
 import requests
+from support.blocking import until
+from support.clients import build
 
-from deepseek_client import AsyncDeepSeekClient, Settings, asyncify, call_options
+from deepseek_client import AsyncDeepSeekClient, Settings, WorkerPool, asyncify, call_options
 
 
 @contextmanager
@@ -69,3 +71,18 @@ async def test_a_stream_that_was_read_leaves_memory_at_once(sandbox, engine):
     with left_behind() as kinds:
         assert all([reply async for reply in stream("道", "道")])
     assert kinds == set()
+
+
+@pytest.mark.parametrize("engine", ["threads", "loop"])
+async def test_a_coroutine_that_is_closed_ends_its_call(sandbox, engine):
+    """Whoever drives a call by hand may drop it: its slot is free, an hour before its time."""
+    sandbox.script([{"fault": "hang"}])
+    pool = WorkerPool(1, 0)
+    settings = Settings(api_key="sk-test", base_url=sandbox.url, deadline_s=3600, read_timeout_s=3600)
+    with call_options(engine=engine):
+        call = build(settings, pool=pool).chat_async("hi")
+        call.send(None)
+    if engine == "threads":
+        await until(lambda: sandbox.stats()["requests"] == 1)
+    call.close()
+    await until(lambda: pool.stats()["busy"] == 0)
