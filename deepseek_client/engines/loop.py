@@ -120,9 +120,13 @@ async def _in_greenlet(job: Job, waiter: _GreenletWaiter) -> Any:
         try:
             await future
         except BaseException as exc:  # cancelled, or nobody drives this coroutine any more
-            ended = exc
             job.pool.give_up(job, "cancelled")
             waiter.wake()  # what it waits for from now on it does not get
+            if waiter.is_elsewhere():
+                # Its memory is collected in another thread, which cannot go on with its greenlet.
+                job.pool.finish(job)
+                raise
+            ended = exc
     waiter.greenlet = None  # another job runs in it
     result, error = kept.errand.outcome()
     kept.give_back()
@@ -226,6 +230,10 @@ class _GreenletWaiter:
     def is_here(self) -> bool:
         return greenlet.getcurrent() is self.greenlet
 
+    def is_elsewhere(self) -> bool:
+        """Whether the running code is that of another thread than its loop's."""
+        return threading.get_ident() != self._thread_id
+
     def wait_for(self, sock: socket.socket, *, writes: bool, timeout_s: float | None) -> bool:
         future, number = self._loop.create_future(), sock.fileno()
         self._waits.add(number, future, writes=writes)
@@ -263,7 +271,7 @@ class _GreenletWaiter:
         future = self._future
         if future is None:
             return
-        if threading.get_ident() == self._thread_id:
+        if not self.is_elsewhere():
             settle(future, False)
         else:
             with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits

@@ -21,6 +21,7 @@ from ..errors import DeadlineExceeded, DeepSeekError, Overloaded, PoolClosed
 from ..events import CallAborted, PoolChanged, emit
 from .admission import CLOSING, NOT_STARTED, Admission, Ticket
 from .daemons import DaemonExecutor, WorkItem, before_exit, wait_at_exit
+from .deadlines import Deadline, wake
 
 __all__ = ["Job", "WorkerPool", "all_pools"]
 
@@ -97,9 +98,12 @@ class WorkerPool:
             self, functools.partial(function, *args, **kwargs), getattr(function, "abort", None), deadline
         )
         job.future = loop.create_future()
-        job.notify = functools.partial(loop.call_soon_threadsafe, _wake, job.future)
+        job.notify = functools.partial(loop.call_soon_threadsafe, wake, job.future)
         waiter = self._start(job, loop)
-        timer = None if deadline is None else loop.call_later(deadline - time.monotonic(), _wake, waiter)
+        # Weak: the loop alone has it, so that its `close` is noticed.
+        timer = None
+        if deadline is not None:
+            timer = weakref.ref(loop.call_later(deadline - time.monotonic(), Deadline(job, waiter)))
         try:
             await waiter
         except (asyncio.CancelledError, GeneratorExit):  # or nobody drives this coroutine any more
@@ -107,8 +111,9 @@ class WorkerPool:
             raise
         finally:
             job.notify = None
-            if timer is not None:
-                timer.cancel()
+            handle = None if timer is None else timer()
+            if handle is not None:
+                handle.cancel()
         outcome, job.outcome = job.outcome, None
         if job.error is not None:  # whatever the function made of its end
             raise job.error
@@ -327,6 +332,10 @@ class Job(Ticket, WorkItem):
             self.pool.finish(self)
             del self.context  # which refers to the job: as a cycle it would stay in memory until a collection
 
+    def give_up(self, reason: str) -> None:
+        """Nobody waits for it any more."""
+        self.pool.give_up(self, reason)
+
     def tell_waiter(self) -> None:
         """Wakes whoever waits for the job, if its event loop still runs."""
         notify = self.notify
@@ -356,11 +365,6 @@ def _no_loop() -> NoReturn:
     raise RuntimeError(
         "an awaited call needs asyncio's event loop: use asyncio.run(), or call the blocking method"
     )
-
-
-def _wake(waiter: asyncio.Future[None]) -> None:
-    if not waiter.done():
-        waiter.set_result(None)
 
 
 _pools: weakref.WeakSet[WorkerPool] = weakref.WeakSet()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -86,3 +87,19 @@ async def test_a_coroutine_that_is_closed_ends_its_call(sandbox, engine):
         await until(lambda: sandbox.stats()["requests"] == 1)
     call.close()
     await until(lambda: pool.stats()["busy"] == 0)
+
+
+@pytest.mark.parametrize("engine", ["threads", "loop"])
+def test_a_call_whose_event_loop_is_closed_ends(sandbox, engine):
+    """Nobody goes on with its task, nor sees to its deadline: its slot is free, an hour before its time."""
+    sandbox.script([{"fault": "hang"}])
+    pool = WorkerPool(1, 0)
+    settings = Settings(api_key="sk-test", base_url=sandbox.url, deadline_s=3600, read_timeout_s=3600)
+    loop = asyncio.new_event_loop()
+    with call_options(engine=engine):
+        task = loop.create_task(build(settings, pool=pool).chat_async("hi"))
+    loop.run_until_complete(until(lambda: sandbox.stats()["requests"] == 1))
+    loop.close()
+    del task
+    gc.collect()
+    asyncio.run(until(lambda: pool.stats()["busy"] == 0))

@@ -83,7 +83,7 @@ TABLE = [
     row(3, "deepseek_client.answers", "requests", {0, 1, "deepseek_client.calls.call", "deepseek_client.fences"}),
     row(3, "deepseek_client.fences", "", {0}),
     row(2, "deepseek_client.engines deepseek_client.engines.admission deepseek_client.engines.daemons "
-        "deepseek_client.engines.inline deepseek_client.engines.shared "
+        "deepseek_client.engines.deadlines deepseek_client.engines.inline deepseek_client.engines.shared "
         "deepseek_client.engines.threads deepseek_client.engines.turns", "",
         {0, "deepseek_client.engines.*"}),
     row(2, "deepseek_client.engines.loop deepseek_client.engines.loop_waits "
