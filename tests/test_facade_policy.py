@@ -67,7 +67,7 @@ async def test_no_thread_is_held_between_attempts(sandbox, settings, monkeypatch
     may_go_on = asyncio.Event()
     client = build(replace(settings, max_attempts=2, max_workers=1, queue_limit=0))
 
-    async def back_off(wait_s: float) -> None:
+    async def back_off(wait_s: float, pool: WorkerPool) -> None:
         await may_go_on.wait()
 
     monkeypatch.setattr(ending, "back_off", back_off)

@@ -131,7 +131,7 @@ class Caller:
                 else:
                     call.attempted(None)
                     return result
-                await ending.back_off(wait_s)
+                await ending.back_off(wait_s, pool)
         except BaseException as exc:
             error = exc
             raise

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import os
 import threading
 import time
@@ -11,7 +12,7 @@ from collections.abc import Iterator
 from types import BuiltinFunctionType
 
 from ..engines.admission import CLOSING
-from ..engines.threads import all_pools
+from ..engines.threads import WorkerPool, all_pools
 from ..errors import PoolClosed
 from .call import Attempt, calls_in_flight
 
@@ -34,8 +35,7 @@ def end_calls() -> None:
     for pool in all_pools():
         pool.close()
     for sleeper in list(_sleepers):
-        with contextlib.suppress(RuntimeError):  # its loop is closed: nobody waits
-            sleeper.get_loop().call_soon_threadsafe(_wake, sleeper, _closing())
+        _end_sleeper(sleeper)
     for attempt in list(_unlimited):
         attempt.abort("closing")
 
@@ -55,14 +55,16 @@ def check() -> None:
         raise _closing()
 
 
-async def back_off(wait_s: float) -> None:
+async def back_off(wait_s: float, pool: WorkerPool) -> None:
     """Waits between two attempts, without a thread.
 
     Raises:
-        PoolClosed: `end_calls` was called meanwhile, or before.
+        PoolClosed: the pool of the next attempt was closed meanwhile, or `end_calls` was called, or before.
     """
     loop = asyncio.get_running_loop()
     sleeper = loop.create_future()
+    end = functools.partial(_end_sleeper, sleeper)
+    pool.at_close.add(end)
     _sleepers.add(sleeper)
     timer: asyncio.TimerHandle | threading.Timer
     if isinstance(time.monotonic, BuiltinFunctionType):
@@ -72,10 +74,13 @@ async def back_off(wait_s: float) -> None:
         timer.daemon = True
         timer.start()
     try:
-        check()  # Only now: a later end_calls() finds the sleeper.
+        check()  # Only now: a later end_calls() finds the sleeper, and so does a later close() of the pool.
+        if pool.is_closed():
+            raise _closing()
         await sleeper
     finally:
         timer.cancel()
+        pool.at_close.discard(end)
         _sleepers.discard(sleeper)
 
 
@@ -100,6 +105,11 @@ def _wake(sleeper: asyncio.Future[None], error: Exception | None = None) -> None
             sleeper.set_result(None)
         else:
             sleeper.set_exception(error)
+
+
+def _end_sleeper(sleeper: asyncio.Future[None]) -> None:
+    with contextlib.suppress(RuntimeError):  # its loop is closed: nobody waits
+        sleeper.get_loop().call_soon_threadsafe(_wake, sleeper, _closing())
 
 
 def _wake_from_thread(loop: asyncio.AbstractEventLoop, sleeper: asyncio.Future[None]) -> None:

@@ -63,6 +63,8 @@ class WorkerPool:
         self._changed = threading.Condition(self._lock)
         self._jobs: set[Job] = set()  # guarded by _lock; admitted and not ended
         self._closed = False  # guarded by _lock
+        # What wakes those that wait for a later job, each added and taken out in one step.
+        self.at_close: set[Callable[[], object]] = set()
         self._was_told = False  # guarded by _lock; whether a PoolChanged has counted the workers
         self._executor = DaemonExecutor(self._admission.workers, "llm-worker")
 
@@ -148,6 +150,9 @@ class WorkerPool:
         """
         with self._lock:
             self._closed = True
+        for wake_sleeper in list(self.at_close):
+            wake_sleeper()
+        with self._lock:
             self._changed.wait_for(lambda: not self._jobs, timeout=grace_s)
             rest = list(self._jobs)
             for job in rest:

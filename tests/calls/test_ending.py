@@ -15,8 +15,9 @@ from types import SimpleNamespace
 import freezegun
 import pytest
 from support.blocking import Blocked, Deaf, entered, in_child, until
+from support.clients import build
 
-from deepseek_client import AsyncDeepSeekClient, PoolClosed, Settings, WorkerPool
+from deepseek_client import AsyncDeepSeekClient, PoolClosed, Settings, WorkerPool, call_options
 from deepseek_client.calls import call as call_module
 from deepseek_client.calls import ending
 from deepseek_client.calls.call import calls_in_flight
@@ -85,7 +86,7 @@ async def test_what_an_ended_method_returns_is_no_answer(use_async):
 
 async def test_a_wait_between_attempts_is_ended():
     """A back-off of an hour ends with PoolClosed, asked for from any thread, and nothing is left behind."""
-    waiting = asyncio.ensure_future(ending.back_off(3_600.0))
+    waiting = asyncio.ensure_future(ending.back_off(3_600.0, WorkerPool(1, 0)))
     await until(lambda: bool(ending._sleepers))
     await asyncio.to_thread(end_calls)
     with pytest.raises(PoolClosed):
@@ -93,17 +94,32 @@ async def test_a_wait_between_attempts_is_ended():
     assert not ending._sleepers
 
 
+@pytest.mark.parametrize("engine", ["threads", "loop"])
+async def test_a_wait_ends_with_its_pool(sandbox, engine):
+    """A call that waits to be tried again ends with PoolClosed when its pool is closed: that may be half an hour."""
+    sandbox.script([{"fault": "status", "status": 429, "headers": {"Retry-After": "1800"}}])
+    pool = WorkerPool(workers=1, queue_limit=0)
+    settings = Settings(api_key="sk-test", base_url=sandbox.url, deadline_s=3600)
+    with call_options(engine=engine):
+        call = asyncio.ensure_future(build(settings, pool=pool).chat_async("hi"))
+    await until(lambda: bool(pool.at_close))
+    await asyncio.to_thread(pool.close)
+    with pytest.raises(PoolClosed):
+        await asyncio.wait_for(call, GIVE_UP_S)
+    assert not pool.at_close
+
+
 async def test_no_wait_begins_after_the_end():
     """A back-off that begins when the process is about to leave ends at once."""
     end_calls()
     with pytest.raises(PoolClosed):
-        await ending.back_off(3_600.0)
+        await ending.back_off(3_600.0, WorkerPool(1, 0))
     assert not ending._sleepers
 
 
 async def test_a_wait_ends_by_itself():
     """A back-off whose time has passed returns, and end_calls has nothing to end."""
-    await ending.back_off(0.0)
+    await ending.back_off(0.0, WorkerPool(1, 0))
     assert not ending._sleepers
     end_calls()
 
@@ -111,7 +127,7 @@ async def test_a_wait_ends_by_itself():
 def test_the_wait_of_a_closed_loop_is_passed_over():
     """A back-off whose event loop was closed does not keep end_calls from ending the others."""
     loop = asyncio.new_event_loop()
-    task = loop.create_task(ending.back_off(3_600.0))
+    task = loop.create_task(ending.back_off(3_600.0, WorkerPool(1, 0)))
     loop.run_until_complete(asyncio.sleep(0))
     loop.close()
     task._log_destroy_pending = False  # type: ignore[attr-defined]
@@ -224,7 +240,7 @@ async def test_a_call_that_is_cancelled_before_its_turn_is_reported(alone):
 def test_a_back_off_under_a_stopped_clock_ends():
     """Where a test has stopped the clock, and the event loop's with it, a wait between two attempts still ends."""
     with freezegun.freeze_time("2027-01-15"):
-        asyncio.run(ending.back_off(0.01))
+        asyncio.run(ending.back_off(0.01, WorkerPool(1, 0)))
 
 
 LAST_CALLS = """

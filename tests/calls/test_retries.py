@@ -193,7 +193,7 @@ def between_attempts(monkeypatch: pytest.MonkeyPatch, *steps: Any) -> list[float
     waits: list[float] = []
     following = iter(steps)
 
-    async def back_off(wait_s: float) -> None:
+    async def back_off(wait_s: float, pool: WorkerPool) -> None:
         waits.append(wait_s)
         await next(following)()
 

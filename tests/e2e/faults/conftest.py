@@ -11,7 +11,7 @@ import trustme
 from support.entries import QUEUE_LIMIT, WORKERS
 from support.faults import NOW
 
-from deepseek_client import Settings
+from deepseek_client import Settings, WorkerPool
 from deepseek_client.calls import ending
 from deepseek_client.calls import retries as policy
 from deepseek_client.sandbox import SandboxConfig, running
@@ -36,7 +36,7 @@ def waits(monkeypatch) -> list[float]:
     """What calls would wait between attempts, in seconds, each random part the whole; nothing waits."""
     noted: list[float] = []
 
-    async def note(wait_s: float) -> None:
+    async def note(wait_s: float, pool: WorkerPool) -> None:
         noted.append(wait_s)
 
     monkeypatch.setattr(ending, "back_off", note)
