@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from .command_line import Parser, number, numbers
+from .command_line import Parser, hold_output, number, numbers, output_code
 from .settings import ENGINES
 
 __all__ = ["main"]
@@ -87,8 +87,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Threads: the main one.
     """
-    for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(errors="replace")  # type: ignore[union-attr]  # a value may be Chinese, the terminal not
+    hold_output()
     arguments = sys.argv[1:] if arguments is None else arguments
     if arguments[:1] == ["sandbox"]:  # its arguments are its own
         return _sandbox(arguments[1:])
@@ -96,7 +95,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _console(arguments[1:])
     options = _parser().parse_args(arguments)
     try:
-        return _run(options)
+        return output_code(_run(options), options.command)
     except KeyboardInterrupt:
         hint = " (deepseek-client toggle status says what runs now)" if options.command == "toggle" else ""
         print(f"{options.command}: interrupted{hint}", file=sys.stderr)

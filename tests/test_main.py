@@ -142,3 +142,43 @@ def test_covers(name):
     )
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith(f"usage: deepseek-client {name.partition('-')[0]} ")
+
+
+@pytest.mark.parametrize(
+    "redirection", [">&-", ">/dev/full", "2>&-", "2>/dev/full", "<&- >&- 2>&-", "| head -0"]
+)
+@pytest.mark.parametrize(
+    "command", ["version", "doctor --json", "toggle status", "--help", "sandbox --port=-1"]
+)
+def test_output_that_nobody_takes(tmp_path, command, redirection):
+    """A command whose output is closed, full or without reader goes on without it, and never shows a traceback."""
+    done = subprocess.run(
+        ["sh", "-c", f'"$0" -m deepseek_client {command} {redirection}', sys.executable],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=GIVE_UP_S,
+    )
+    assert "Traceback" not in done.stderr
+    assert done.stderr.count("\n") <= 1
+    assert done.returncode in (0, 1, 2)
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="a device of Linux")
+def test_answer_that_was_lost(tmp_path):
+    """An answer that a full disk has not taken is an exit with 1, and one line says why."""
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "deepseek_client", "version"],
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=GIVE_UP_S,
+        )
+    assert (done.returncode, done.stderr) == (
+        1,
+        "version: the output cannot be written: No space left on device\n",
+    )

@@ -11,7 +11,7 @@ import sys
 import threading
 from collections.abc import Callable, Sequence
 
-from ..command_line import Parser
+from ..command_line import Parser, hold_output
 from .config import SandboxConfig
 from .server import SandboxServer
 
@@ -31,6 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Threads: only the main thread, for it handles signals.
     """
+    hold_output()
     parser = _parser()
     values = vars(parser.parse_args(arguments))
     exit_on_eof = bool(values.pop("exit_on_eof"))

@@ -28,6 +28,7 @@ import traceback
 from collections.abc import Callable
 from typing import Protocol
 
+from ..command_line import hold_output
 from ..errors import ConfigError
 from ..settings import Settings
 from ..settings_file import read_env_file
@@ -51,6 +52,7 @@ def main() -> int:
 
     Threads: the main one, and no other: it forks.
     """
+    hold_output()
     asked = socket.socket(fileno=os.dup(0))
     try:
         settings = Settings.from_env(env := {**read_env_file(), **os.environ})

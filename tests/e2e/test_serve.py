@@ -194,3 +194,12 @@ def test_literal_token(serving, sandbox, tmp_path):
             for token in ("pre${x}post", "prepost")
         }
     assert [answer.status_code for answer in answers.values()] == [200, 401]
+
+
+@pytest.mark.parametrize("redirection", [">&-", ">/dev/full", "<&- >&- 2>&-", ">/dev/full 2>/dev/full"])
+def test_output_that_nobody_takes(serving, redirection):
+    """It serves also where nobody can have what it says: a log on a full disk stops nothing."""
+    with serving(["sh", "-c", f'exec "$0" {redirection}', SERVE]) as server:
+        assert server.post("/api/llm/chat", {"prompt": "你好"}).status_code == 200
+        assert len(sandboxes_of(server)) == 1
+        assert server.end() in (0, 120)  # Python's own code, where its stderr cannot be flushed

@@ -232,6 +232,19 @@ def test_worker_is_started_again(server, eventually):
     assert "tasks: the worker has ended by signal 9: starting it again in 0.1 s" in server.output.read_text()
 
 
+def test_worker_is_started_again_where_nobody_is_told(serving, sandbox, tmp_path, eventually):
+    """Its keeper lives on when its line about that cannot be written: a log on a full disk stops no task."""
+    upstream = {"DEEPSEEK_API_KEY": "sk-test", "DEEPSEEK_BASE_URL": sandbox.url}
+    command = ["sh", "-c", 'exec "$0" --tasks >/dev/full 2>/dev/full', SERVE]
+    with serving(command, **upstream, DEEPSEEK_RUN_DIR=str(tmp_path / "run")) as server:
+        keepers = set(pids_of(server, "tasks.keeper"))
+        worker = new_worker(server, eventually)
+        os.kill(worker, signal.SIGKILL)
+        new_worker(server, eventually, other_than=worker)
+        assert PROMPT in result_of(server, submit(server), eventually)
+        assert set(pids_of(server, "tasks.keeper")) == keepers
+
+
 def test_server_is_started_again(server, eventually, queues):
     """The queue's server that is killed comes back with its data, and tasks go on."""
     before = submit(server)
