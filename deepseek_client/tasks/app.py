@@ -8,12 +8,14 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import time
 from functools import cached_property
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from celery import Celery, bootsteps
 from celery.app.log import Logging
+from celery.worker.consumer import Consumer
 
 from ..deepseek import AsyncDeepSeekClient
 from ..errors import ConfigError
@@ -28,6 +30,8 @@ from .runner import Runner, lease_s
 from .sweeper import Sweeper
 
 __all__ = ["TaskApp", "celery_app", "main", "make_app", "worker_arguments"]
+
+_REFUSED_S = 2.0
 
 
 class _WorkerLogging(Logging):  # type: ignore[misc]
@@ -76,6 +80,15 @@ class _Companions(bootsteps.StartStopStep):  # type: ignore[misc]
             self._metrics.stop()
 
     terminate = stop
+
+
+class _Consumer(Consumer):  # type: ignore[misc]
+    """What takes messages; waits before it asks a server again that refuses, as one with a full disk does."""
+
+    def on_connection_error_before_connected(self, exc: Exception) -> None:
+        super().on_connection_error_before_connected(exc)
+        if isinstance(exc, self.channel_errors):  # Celery itself waits only where nobody answers
+            time.sleep(_REFUSED_S)
 
 
 class TaskApp(Celery):  # type: ignore[misc]
@@ -151,6 +164,8 @@ class TaskApp(Celery):  # type: ignore[misc]
             "visibility_timeout": visible_s,
             "broker_connection_retry_on_startup": True,
             "broker_connection_max_retries": None,
+            # A server that takes no writes (its disk is full, it has become a replica) is away, too.
+            "broker_channel_error_retry": True,
             "task_default_queue": QUEUE,
             "task_acks_late": True,
             "task_reject_on_worker_lost": True,
@@ -161,6 +176,7 @@ class TaskApp(Celery):  # type: ignore[misc]
             "accept_content": ["json"],
             "enable_utc": True,
             "timezone": "UTC",
+            "worker_consumer": _Consumer,
             "worker_pool": "threads",
             "worker_concurrency": settings.max_workers,
             "worker_prefetch_multiplier": 1,

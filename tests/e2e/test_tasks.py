@@ -162,6 +162,20 @@ def test_message_lost_between_pop_and_note_costs_nothing(box, own_queue, worker,
     assert box.stats()["requests"] == 40
 
 
+def test_server_that_refuses_writes_is_waited_for(own_queue, worker, jobs, has_ended, eventually):
+    """A server that takes no writes, as one whose disk is full, costs no worker its life, nor a call its result."""
+    only = worker()
+    [first] = submit_all(jobs, ["first"])
+    assert said_of(has_ended([first])) == {("completed", "")}
+    client = own_queue.client()
+    client.config_set("min-replicas-to-write", 1)
+    eventually(lambda: "NOREPLICAS" in only.output.read_text(), GIVE_UP_S)
+    client.config_set("min-replicas-to-write", 0)
+    assert said_of(has_ended(submit_all(jobs, ["second"]))) == {("completed", "")}
+    assert only.process.poll() is None
+    assert "Traceback" not in only.output.read_text()
+
+
 def test_frozen_server_at_submit_is_503_and_no_ghost(serving, box, own_queue, env, worker, jobs, has_ended):
     """What was refused is never run, neither on a connection that was open nor on a new one; the web serves on."""
     with serving(GUNICORN, **env) as web:
