@@ -15,10 +15,10 @@ from deepseek_client import InvalidRequest
 
 from .bodies import BODY_LIMIT_BYTES
 
-__all__ = ["init_app"]
+__all__ = ["HEADERS", "init_app"]
 
 # The answers are data for programs, and say what a player typed: nothing to render, to embed or to keep.
-_HEADERS = {
+HEADERS = {
     "Cache-Control": "no-store",
     "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
     "Referrer-Policy": "no-referrer",
@@ -33,7 +33,7 @@ def init_app(app: Flask) -> None:
 
 
 def _seal(response: Response) -> Response:
-    for name, value in _HEADERS.items():
+    for name, value in HEADERS.items():
         response.headers.setdefault(name, value)
     return response
 

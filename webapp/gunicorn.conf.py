@@ -183,8 +183,10 @@ def worker_int(worker: Any) -> None:
 
 
 def post_worker_init(worker: Any) -> None:
-    """Says how the worker leaves, and what connections may take of it."""
+    """Says how the worker leaves, what connections may take of it, and what it answers to no request at all."""
     from deepseek_client.flask import bound_connections, leave_with_gunicorn
+    from webapp.heads import refuse_heads_in_json
 
     leave_with_gunicorn(worker)
     bound_connections(worker, head_s=_head_s, body_s=_body_s, probes=("/health", "/ready", "/metrics"))
+    refuse_heads_in_json()

@@ -1,5 +1,6 @@
 """Bytes that no client of ours sends, against the real gunicorn: it refuses them, logs none, and serves the next."""
 
+import json
 import re
 import socket
 import sys
@@ -132,12 +133,16 @@ def said_since(server, mark):
 
 @over_shapes
 def test_shape(server, shape):
-    """It is answered as HTTP wants it, without a 5xx or a traceback; nothing of it is logged, sent on or in the way."""
+    """It is answered as HTTP wants it, in the error shape, without a traceback; nothing of it is logged or sent on."""
     raw, right = SHAPES[shape]
     mark = len(server.output.read_bytes())
     received = exchange(server, raw)
     statuses = statuses_in(received)
     assert set(statuses or [None]) <= right | ({None} if len(raw) > LIMIT else set())
+    if statuses and statuses[-1] >= 400:
+        answer = json.loads(received.rpartition(b"\r\n\r\n")[2])
+        assert answer == {"error": answer["error"], "code": answer["code"], "text": ""}
+        assert SECRET not in received
     assert server.answers()
     said = said_since(server, mark)
     assert b"Traceback" not in said + received

@@ -59,7 +59,7 @@ TABLE = [
          *(f"deepseek_client.{name}" for name in ("command_line", "queueing", "settings_file")),
          *(f"deepseek_client.telemetry{name}" for name in ("", ".metric_directory", ".metric_reading", ".metrics",
                                                            ".testimony")), "webapp.console.*"}),
-    row(6, "webapp webapp.access webapp.answers webapp.app webapp.bodies webapp.extensions webapp.openapi "
+    row(6, "webapp webapp.access webapp.answers webapp.app webapp.bodies webapp.extensions webapp.heads webapp.openapi "
         "webapp.routes webapp.routes.llm webapp.routes.probes webapp.routes.tasks", "flask werkzeug",
         {"deepseek_client", "deepseek_client.flask", "deepseek_client.settings_file", "deepseek_client.tasks",
          "webapp.*"}),
