@@ -140,16 +140,16 @@ def parse_input_in(body: dict[str, Any], limit: int) -> tuple[str, SimpleNamespa
         scene=_text(context.get("scene"), "context.scene", limit),
         player=SimpleNamespace(realm=_text(player.get("realm"), "context.player.realm", limit)),
         target_realm=_text(context.get("target_realm"), "context.target_realm", limit),
-        laws=[_law(law, f"context.laws[{place}]") for place, law in enumerate(laws)],
+        laws=[_law(law, f"context.laws[{place}]", limit) for place, law in enumerate(laws)],
     )
 
 
-def _law(law: Any, path: str) -> SimpleNamespace:
+def _law(law: Any, path: str, limit: int) -> SimpleNamespace:
     if not isinstance(law, dict) or not isinstance(law.get("code"), str):
         raise InvalidRequest(f'{path} is {_shown(law)}: need an object with "code" and "enabled".')
     if not isinstance(law.get("enabled", True), bool):
         raise InvalidRequest(f"{path}.enabled is {_shown(law['enabled'])}: need true or false.")
-    return SimpleNamespace(code=law["code"], enabled=law.get("enabled", True))
+    return SimpleNamespace(code=_text(law["code"], f"{path}.code", limit), enabled=law.get("enabled", True))
 
 
 def _optional(body: dict[str, Any], name: str, kind: type, needed: str, prefix: str = "") -> Any:

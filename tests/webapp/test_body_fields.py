@@ -50,6 +50,10 @@ WRONG_CONTEXT = {
     "scene_number": ({"scene": 1}, "context.scene is 1: need a text."),
     "scene_list": ({"scene": ["主"]}, 'context.scene is ["\\u4e3b"]: need a text.'),
     "scene_long": ({"scene": "x" * 20_001}, "context.scene has 20001 characters: need at most 20000."),
+    "law_half_pair": (
+        {"laws": [{"code": "\ud800"}]},
+        "context.laws[0].code holds half of a surrogate pair: need valid Unicode.",
+    ),
     "scene_half_pair": (
         {"scene": "\ud800"},
         "context.scene holds half of a surrogate pair: need valid Unicode.",
