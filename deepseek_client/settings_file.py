@@ -10,10 +10,13 @@ import os
 import stat
 
 from dotenv import dotenv_values
+from dotenv.parser import parse_stream
 
 from .errors import ConfigError
 
 __all__ = ["env_text", "read_env_file", "values_in"]
+
+_TOKEN = "WEB_API_TOKEN"
 
 
 def read_env_file(path: str = ".env") -> dict[str, str]:
@@ -25,7 +28,10 @@ def read_env_file(path: str = ".env") -> dict[str, str]:
 
     Threads: any; does not wait, whatever the path names.
     """
-    return values_in(env_text(path) or "")
+    text = env_text(path) or ""
+    if line := _unread_line_with_token(text):
+        raise ConfigError(f"{path} cannot be read: line {line} names {_TOKEN} and is no assignment")
+    return values_in(text)
 
 
 def env_text(path: str = ".env") -> str | None:
@@ -53,6 +59,19 @@ def values_in(text: str) -> dict[str, str]:
     # Editors of Windows put a byte order mark before the first name.
     values = dotenv_values(stream=io.StringIO(text.removeprefix("\ufeff")), interpolate=False)
     return {name: value for name, value in values.items() if value is not None}
+
+
+def _unread_line_with_token(text: str) -> int:
+    """The number of the line that python-dotenv skips although it should set the token; 0 if there is none."""
+    if _TOKEN not in text:
+        return 0
+    bindings = list(parse_stream(io.StringIO(text.removeprefix("\ufeff"))))
+    if any(
+        binding.key == _TOKEN for binding in bindings
+    ):  # python-dotenv takes the last one that it can read
+        return 0
+    unread = (binding.original for binding in bindings if binding.error)
+    return next((each.line for each in unread if _TOKEN in each.string.partition("#")[0]), 0)
 
 
 def _open_at_once(path: str, flags: int) -> int:

@@ -76,3 +76,25 @@ def test_without_permission():
             read_env_file(file)
 
     in_child(read)
+
+
+@pytest.mark.parametrize(
+    "line",
+    ['WEB_API_TOKEN="secret', "WEB_API_TOKEN='se'cret'", "WEB_API_TOKEN: secret", "set WEB_API_TOKEN=secret"],
+    ids=["open_quote", "quotes_inside", "colon", "set"],
+)
+def test_token_that_cannot_be_read(line):
+    """A line that should set the token and is no assignment is refused without its text: nobody serves without it."""
+    Path(".env").write_text(f"A=1\n{line}\nB=2\n")
+    with pytest.raises(ConfigError) as raised:
+        read_env_file()
+    assert str(raised.value) == ".env cannot be read: line 2 names WEB_API_TOKEN and is no assignment"
+
+
+@pytest.mark.parametrize(
+    "more", ["# the WEB_API_TOKEN is set elsewhere", "no assignment", "WEB_API_TOKEN: old\nWEB_API_TOKEN=new"]
+)
+def test_other_lines_that_cannot_be_read(more):
+    """Another line that is no assignment is skipped, as is one before the assignment that counts."""
+    Path(".env").write_text(f"A=1\n{more}\n")
+    assert read_env_file()["A"] == "1"

@@ -163,8 +163,12 @@ def test_help():
         (os.mkdir, "it is not a file"),
         (os.mkfifo, "it is not a file"),
         (lambda path: path.write_bytes(b"WEB_API_TOKEN=\xff"), "it is not UTF-8"),
+        (
+            lambda path: path.write_text('WEB_API_TOKEN="abc\n'),
+            "line 1 names WEB_API_TOKEN and is no assignment",
+        ),
     ],
-    ids=["directory", "fifo", "bytes"],
+    ids=["directory", "fifo", "bytes", "token"],
 )
 def test_env_file_that_cannot_be_read(tmp_path, make, why):
     """With a .env that cannot be read gunicorn does not start: it would serve without the token that is in there."""

@@ -17,7 +17,7 @@ from dotenv.parser import Binding, parse_stream
 
 from ...errors import ConfigError
 from ...settings import Settings
-from ...settings_file import env_text, values_in
+from ...settings_file import env_text, read_env_file, values_in
 from .. import deployment
 from ..gunicorn_command import Command
 from ..refusal import Refusal
@@ -159,7 +159,12 @@ def _env_file() -> tuple[dict[str, str], list[Binding], list[str]]:
         text = env_text() or ""
     except ConfigError as error:
         return {}, [], [str(error)]
-    return values_in(text), list(parse_stream(io.StringIO(text))), []
+    try:
+        read_env_file()
+        refusals = []
+    except ConfigError as error:
+        refusals = [str(error)]
+    return values_in(text), list(parse_stream(io.StringIO(text))), refusals
 
 
 def _settings(env: dict[str, str]) -> tuple[Settings, list[str]]:
