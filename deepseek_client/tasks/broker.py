@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import fcntl
 import functools
 import importlib.util
@@ -153,11 +154,14 @@ class Broker:
         os.close(self._lock)
 
     def last_words(self) -> str:
-        """Returns the last line of the server's log, without its time, and where the rest is."""
+        """Returns the last line of the server's log, without its time, and where the rest is; or why there is none."""
         log = self._folder / _LOG
         with contextlib.suppress(OSError, IndexError):
             line = log.read_text(errors="replace").strip().splitlines()[-1]
             return f"{re.sub(r'^[0-9].*? [.#*-] ', '', line)} ({log})"
+        with contextlib.suppress(OSError):
+            if not os.statvfs(self._folder).f_bavail:
+                return f"{os.strerror(errno.ENOSPC)} in {self._folder}"
         return f"{log} is empty"
 
     def _answers(self) -> bool:

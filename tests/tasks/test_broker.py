@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import redis
+from programs.soak.disk import running_disk
 from support.queue_servers import PROGRAMS, program
 
 from deepseek_client.tasks import broker
@@ -168,6 +169,18 @@ def test_damaged_data(launched, tmp_path):
         file.write_text("nonsense\n")
     with pytest.raises(BrokerRefusal, match=r"the queue's server has ended: .*server\.log"):
         launched(own)
+
+
+def test_full_disk(tmp_path):
+    """A server that cannot even write its log, because the disk is full, is refused with that reason."""
+    with running_disk(tmp_path) as disk:
+        if not disk.is_small:
+            (pytest.fail if os.environ.get("CI") else pytest.skip)("cannot mount a file system")
+        disk.fill()
+        own = Broker(disk.path / "queue")
+        with pytest.raises(BrokerRefusal, match="No space left on device in "):
+            own.wait_until_ready(own.launch())
+        own.close()
 
 
 def test_open_folder(tmp_path):
