@@ -126,11 +126,14 @@ def number(kind: type[int] | type[float], low: float, high: float, unit: str) ->
         unit: what is counted, in the plural.
     """
 
+    # Not :g, which writes a million as 1e+06.
+    span = f"from {low} to {high}" if kind is int or low else f"more than 0 and at most {high}"
+
     def read(text: str) -> float:
         plain = text if kind is int else text.replace(".", "", 1)
         value = kind(text) if plain.isascii() and plain.isdigit() else -1
         if not low <= value <= high or (kind is float and value == 0):
-            raise argparse.ArgumentTypeError(f"{text!r}: need {unit} from {low:g} to {high:g}")
+            raise argparse.ArgumentTypeError(f"{text!r}: need {unit} {span}")
         return value
 
     return read

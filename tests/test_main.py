@@ -182,3 +182,16 @@ def test_answer_that_was_lost(tmp_path):
         1,
         "version: the output cannot be written: No space left on device\n",
     )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "need"),
+    [
+        ("tune --p50-ms 0", "need milliseconds more than 0 and at most 600000 "),
+        ("tune --max-calls 1", "need calls from 2 to 1000000 "),
+        ("toggle status --pid 0", "need a pid from 1 to 2147483647 "),
+    ],
+)
+def test_span_of_a_number(arguments, need):
+    """A number that is refused is told what is needed, in plain digits, and nothing that would be refused, too."""
+    assert need in run(*arguments.split())[2]

@@ -309,3 +309,11 @@ class TestCommand:
             main(["tune", "--workers", "3,x"])
         assert raised.value.code == 2
         assert "argument --workers: 'x': need workers from 1 to 1000" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("url", ["metrics", "file:///etc/hostname", "ftp://127.0.0.1/metrics", "http://"])
+def test_address_of_no_metrics(url):
+    """An address that no deployment serves at is a wrong argument; no file of this machine is read for it."""
+    with pytest.raises(Refusal, match=r"need an address such as http://127\.0") as raised:
+        observed.observe(url, 1, 1, sleep=lambda seconds: None)
+    assert raised.value.exit_code == 2

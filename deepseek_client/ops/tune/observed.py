@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import time
 import urllib.request
 from collections import defaultdict
@@ -38,6 +39,9 @@ def observe(
     Raises:
         Refusal: the page cannot be read, holds no such metrics, or saw too few calls.
     """
+    if not re.match("https?://.", url):
+        need = "need an address such as http://127.0.0.1:5000/metrics"
+        raise Refusal(f"--from-metrics {url!r}: {need}", exit_code=2)
     before, began = _scrape(url), time.monotonic()
     sleep(watch_s)
     after, ended = _scrape(url), time.monotonic()
