@@ -1,4 +1,4 @@
-"""`asyncify`: functions and clients by their own paths."""
+"""`asyncify`: clients by their own paths."""
 
 from __future__ import annotations
 
@@ -338,61 +338,9 @@ class TestDeepSeekClients:
         assert sandbox.stats()["requests"] == 1
 
 
-class TestFunctions:
-    """asyncify over what can be called."""
-
-    async def test_a_function_is_an_async_function(self, pool):
-        """Its async twin has its name, its signature and its result."""
-
-        def ask(prompt: str) -> str:
-            """Asks."""
-            return f"{prompt} {threading.current_thread().name}"
-
-        ask_async = asyncify(ask, pool=pool)
-        assert inspect.iscoroutinefunction(ask_async)
-        assert (ask_async.__name__, ask_async.__doc__) == ("ask", "Asks.")
-        assert inspect.signature(ask_async) == inspect.signature(ask)
-        assert (await ask_async("hi")).startswith("hi llm-worker")
-
-    async def test_a_generator_function_is_iterated(self, pool):
-        """A generator function, which may choose of a client's stream what it likes, becomes an `async for`."""
-
-        @functools.partial(asyncify, pool=pool)
-        def texts(prompt: str) -> Iterator[str]:
-            for part in Client().chat.completions.create(prompt, stream=True):
-                yield part.upper()
-
-        assert texts.__name__ == "texts"
-        assert [text async for text in texts("a b")] == ["A", "B", "60"]
-
-    async def test_an_object_that_can_be_called_is_a_function(self, pool):
-        """What can be called is a function, whatever else it can do; its paths are had by a facade."""
-
-        class Model:
-            def __call__(self, prompt: str) -> str:
-                return f"called with {prompt}"
-
-            def generate(self, prompt: str) -> str:
-                return f"generated from {prompt}"
-
-        assert await asyncify(Model(), pool=pool)("hi") == "called with hi"
-        assert await asyncify(AsyncFacade(Model(), pool=pool)).generate("hi") == "generated from hi"
-
-    @pytest.mark.parametrize("kind", ["function", "generator"])
-    def test_what_is_async_already_is_refused(self, kind):
-        """An async function needs no asyncify."""
-
-        async def function() -> None: ...
-
-        async def generator() -> Any:
-            yield 1
-
-        with pytest.raises(TypeError, match="async already"):
-            asyncify({"function": function, "generator": generator}[kind])
-
-    def test_a_path_stays_a_path(self, path):
-        """asyncify of what it has made is that."""
-        assert asyncify(path) is path
+def test_a_path_stays_a_path(path):
+    """asyncify of what it has made is that."""
+    assert asyncify(path) is path
 
 
 async def test_settings_are_read_at_the_first_call(client, monkeypatch):
