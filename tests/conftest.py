@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from support import package
+from support.patience import GIVE_UP_S
 from support.queue_server import QueueServer
 from support.queue_servers import PROGRAMS, program
 from support.serving import Server
@@ -20,9 +21,6 @@ from support.serving import Server
 from deepseek_client import Settings, call_options
 from deepseek_client.sandbox import RunningSandbox, SandboxConfig, running
 from deepseek_client.settings import ENGINES
-
-GIVE_UP_S = 20.0
-"""Bound of every wait: long on a busy machine, short when a test hangs."""
 
 # A shell that runs the suite in the background has these ignored, by the processes that tests start, too.
 signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -7,8 +7,8 @@ import threading
 from types import SimpleNamespace
 
 import pytest
-from support.blocking import GIVE_UP_S
 from support.clients import build
+from support.patience import GIVE_UP_S
 
 from deepseek_client import AsyncDeepSeekClient, DeadlineExceeded, Settings, UpstreamUnavailable, WorkerPool
 from deepseek_client.events import CallFinished, subscribe, unsubscribe

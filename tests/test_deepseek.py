@@ -8,11 +8,10 @@ import threading
 import traceback
 
 import pytest
+from support.patience import GIVE_UP_S
 
 from deepseek_client import ConfigError, get_default_client
 from deepseek_client import deepseek as default
-
-GIVE_UP_S = 20.0
 
 
 @pytest.fixture(autouse=True)

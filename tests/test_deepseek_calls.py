@@ -10,8 +10,8 @@ from types import SimpleNamespace
 import pytest
 import requests
 import responses
-from support.blocking import GIVE_UP_S
 from support.clients import UNKNOWN, build, called
+from support.patience import GIVE_UP_S
 
 from deepseek_client import (
     AsyncDeepSeekClient,

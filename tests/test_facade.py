@@ -9,7 +9,7 @@ from types import SimpleNamespace
 from unittest.mock import Mock, patch
 
 import pytest
-from support.blocking import GIVE_UP_S
+from support.patience import GIVE_UP_S
 
 from deepseek_client import AsyncDeepSeekClient, AsyncFacade, ClientClosed, Overloaded, Settings, WorkerPool
 

@@ -12,7 +12,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from support.blocking import GIVE_UP_S, Blocked, until
+from support.blocking import Blocked, until
+from support.patience import GIVE_UP_S
 
 from deepseek_client import (
     AsyncDeepSeekClient,

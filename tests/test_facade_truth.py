@@ -22,7 +22,6 @@ from deepseek_client import (
 
 pytestmark = pytest.mark.usefixtures("each_engine")
 
-GIVE_UP_S = 20.0
 NOWHERE = {"DEEPSEEK_API_KEY": "sk-test", "DEEPSEEK_BASE_URL": "http://127.0.0.1:9"}
 
 

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 from support.blocking import in_child
 from support.clients import build
-from support.serving import GIVE_UP_S, Server, reply
+from support.patience import GIVE_UP_S
+from support.serving import Server, reply
 
 from deepseek_client import BadReply, Settings
 

@@ -2,7 +2,8 @@ import gc
 import threading
 
 import pytest
-from support.blocking import GIVE_UP_S, held_elsewhere, in_child
+from support.blocking import held_elsewhere, in_child
+from support.patience import GIVE_UP_S
 
 from deepseek_client import fork_safe
 from deepseek_client.fork_safe import ForkSafeLock

@@ -12,7 +12,8 @@ from types import SimpleNamespace
 import pytest
 from support.clients import build
 from support.faults import NOW
-from support.serving import GIVE_UP_S, reply
+from support.patience import GIVE_UP_S
+from support.serving import reply
 
 from deepseek_client import (
     AsyncDeepSeekClient,

@@ -4,12 +4,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from support.patience import GIVE_UP_S
 
 from deepseek_client import __main__ as command
 from deepseek_client import __version__
 
 ROOT = Path(__file__).parents[1]
-GIVE_UP_S = 30
 BARE = (sys.executable, "-I", "-S")
 """An interpreter without any installed package."""
 

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import requests
 import responses
+from support.patience import GIVE_UP_S
 from support.serving import Exchanged, ask
 
 from deepseek_client import models
@@ -20,7 +21,6 @@ from deepseek_client.wire.exchange import Exchange, Rules
 
 BODIES = 3000
 SEED = 20261126
-GIVE_UP_S = 20.0
 URL = "https://api.deepseek.com/chat/completions"
 
 

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import requests
 from support.blocking import until
+from support.patience import GIVE_UP_S
 
 from deepseek_client import (
     AsyncDeepSeekClient,
@@ -29,8 +30,6 @@ from deepseek_client import (
     per_thread,
 )
 from deepseek_client.events import CallFinished, subscribe, unsubscribe
-
-GIVE_UP_S = 20.0
 
 
 class Completions:

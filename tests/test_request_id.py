@@ -3,11 +3,10 @@ import contextvars
 
 import pytest
 import requests
+from support.patience import GIVE_UP_S
 from support.serving import exchanged, reply
 
 from deepseek_client import WorkerPool, request_id
-
-GIVE_UP_S = 20
 
 
 @pytest.fixture(autouse=True)

@@ -29,7 +29,6 @@ from deepseek_client.calls.breaker import Breaker
 
 DOWN = UpstreamUnavailable("down")
 QUICK_S, SLOW_S = 1.0, 20.0  # the deadline is 25 s
-GIVE_UP_S = 20.0
 ATTEMPT: Any = None  # which a breaker does not look at
 
 

@@ -16,6 +16,7 @@ import freezegun
 import pytest
 from support.blocking import Blocked, Deaf, entered, in_child, until
 from support.clients import build
+from support.patience import GIVE_UP_S
 
 from deepseek_client import AsyncDeepSeekClient, PoolClosed, Settings, WorkerPool, call_options
 from deepseek_client.calls import call as call_module
@@ -25,7 +26,6 @@ from deepseek_client.calls.caller import Caller
 from deepseek_client.calls.ending import end_calls, has_calls
 from deepseek_client.events import CallFinished, subscribe, unsubscribe
 
-GIVE_UP_S = 20.0
 ROOT = Path(__file__).parents[2]
 
 pytestmark = pytest.mark.usefixtures("alone")

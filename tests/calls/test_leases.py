@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 from support.blocking import Blocked, entered, in_child, until
+from support.patience import GIVE_UP_S
 
 from deepseek_client import (
     AsyncDeepSeekClient,
@@ -38,7 +39,6 @@ from deepseek_client.calls.leases import AccountLeases, account_leases, limit_na
 from deepseek_client.calls.retries import Policy
 
 ROOT = Path(__file__).parents[2]
-GIVE_UP_S = 20.0
 
 
 class LocalServer:

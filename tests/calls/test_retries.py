@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from support.blocking import Blocked, entered, until
+from support.patience import GIVE_UP_S
 
 from deepseek_client import (
     AuthenticationFailed,
@@ -36,7 +37,6 @@ from deepseek_client.calls.options import set_request
 from deepseek_client.calls.retries import Policy
 
 NEVER = float("inf")
-GIVE_UP_S = 20.0
 
 
 def rules(max_attempts: int = 3) -> Policy:

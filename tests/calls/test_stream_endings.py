@@ -7,9 +7,10 @@ import random
 from collections.abc import Iterator
 
 import pytest
-from support.blocking import GIVE_UP_S, counts, until
+from support.blocking import counts, until
 from support.callers import caller, stream
 from support.chunks import Watched, collect, lines_of, numbers
+from support.patience import GIVE_UP_S
 
 from deepseek_client import DeadlineExceeded, PoolClosed, WorkerPool
 from deepseek_client.calls.call import calls_in_flight

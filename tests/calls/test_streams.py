@@ -14,9 +14,10 @@ from typing import Any
 from unittest.mock import MagicMock
 
 import pytest
-from support.blocking import GIVE_UP_S, counts, other_task, until
+from support.blocking import counts, other_task, until
 from support.callers import caller, stream
 from support.chunks import Watched, lines_of, numbers
+from support.patience import GIVE_UP_S
 
 from deepseek_client import Overloaded, WorkerPool
 from deepseek_client.calls.call import calls_in_flight

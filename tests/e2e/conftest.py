@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 import requests
+from support.patience import GIVE_UP_S
 from support.ports import free_port
 
 ROOT = Path(__file__).parents[2]
-GIVE_UP_S = 20
 START_S = 30
 """Bound of a start, which may have to wait for other processes of a busy machine."""
 

@@ -13,12 +13,12 @@ from pathlib import Path
 
 import pytest
 import redis
+from support.patience import GIVE_UP_S
 from support.queue_server import QueueServer
 
 from deepseek_client.sandbox import RunningSandbox, SandboxConfig, running
 
 ROOT = Path(__file__).parents[2]
-GIVE_UP_S = 60.0
 LIMIT, PROCESSES, THREADS = 10, 3, 20
 SHARE = LIMIT // PROCESSES
 BEATS = "{deepseek}:lease:beats"

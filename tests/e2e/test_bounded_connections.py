@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 import trustme
+from support.patience import GIVE_UP_S
 
 from deepseek_client.sandbox import running
 
 ROOT = Path(__file__).parents[2]
 CONF = ROOT / "webapp" / "gunicorn.conf.py"
-GIVE_UP_S = 60
 PACE_S = 0.1  # between two bytes of a slow client
 SYNC = {"WEB_CONCURRENCY": "2", "WEB_THREADS": "1"}
 GTHREAD = {"WEB_CONCURRENCY": "1", "WEB_THREADS": "2"}

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 import requests
+from support.patience import GIVE_UP_S
 from support.ports import free_port
 
 ROOT = Path(__file__).parents[2]
 SERVE = str(ROOT / "bin" / "serve")
-GIVE_UP_S = 20
 
 pytestmark = pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="looks for processes in /proc")
 

@@ -6,11 +6,11 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from support.patience import GIVE_UP_S
 
 ROOT = Path(__file__).parents[2]
 SERVE = ROOT / "bin" / "serve"
 KEY = "sk-SECRET-0123456789"
-GIVE_UP_S = 30
 # Reserved for documentation: no machine has it, so whoever is to listen there is refused by the system.
 NOBODYS_ADDRESS = "192.0.2.1"
 

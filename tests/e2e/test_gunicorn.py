@@ -5,12 +5,12 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from support.clients import counted
+from support.patience import GIVE_UP_S
 
 from deepseek_client.sandbox import running
 
 GUNICORN = [sys.executable, "-m", "gunicorn", "-c", "webapp/gunicorn.conf.py"]
 APP = "webapp.wsgi:app"
-GIVE_UP_S = 20
 
 MODES = {
     "sync": ([], {"WEB_CONCURRENCY": "2", "WEB_THREADS": "1"}),

@@ -4,11 +4,11 @@ import socket
 import sys
 
 import pytest
+from support.patience import GIVE_UP_S
 
 from deepseek_client.sandbox import running
 
 GUNICORN = [sys.executable, "-m", "gunicorn", "-c", "webapp/gunicorn.conf.py", "webapp.wsgi:app"]
-GIVE_UP_S = 20
 
 SECRET = b"SECRET-prompt"
 MALFORMED_CHUNKS = {

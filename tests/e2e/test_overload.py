@@ -16,7 +16,8 @@ import pytest
 from flask import Flask
 from support.blocking import counts, leaving_soon, until
 from support.clients import build
-from support.faults import GIVE_UP_S, counted, meet
+from support.faults import counted, meet
+from support.patience import GIVE_UP_S
 
 from deepseek_client import DeadlineExceeded, DeepSeekError, Settings, WorkerPool, call_options, events
 from deepseek_client.calls.call import Attempt, Call

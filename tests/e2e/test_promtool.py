@@ -7,9 +7,9 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from support.patience import GIVE_UP_S
 
 MONITORING = Path(__file__).parents[2] / "webapp" / "monitoring"
-GIVE_UP_S = 60
 
 
 def find_promtool(environment):

@@ -7,10 +7,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from support.patience import GIVE_UP_S
 from support.serving import reply
 
 ROOT = Path(__file__).parents[2]
-GIVE_UP_S = 30
 COMPLETION = b'{"choices": [{"message": {"content": "late"}, "finish_reason": "stop"}]}'
 
 IN_A_SHELL = ["sh", "-c"]

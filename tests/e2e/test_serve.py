@@ -6,10 +6,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from support.patience import GIVE_UP_S
 
 ROOT = Path(__file__).parents[2]
 SERVE = str(ROOT / "bin" / "serve")
-GIVE_UP_S = 20
 
 pytestmark = pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="looks for processes in /proc")
 

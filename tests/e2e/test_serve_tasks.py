@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import requests
+from support.patience import GIVE_UP_S
 from support.ports import free_port
 from support.queue_servers import PROGRAMS, program
 
@@ -19,7 +20,6 @@ from deepseek_client.telemetry.testimony import process_state
 ROOT = Path(__file__).parents[2]
 SERVE = str(ROOT / "bin" / "serve")
 PROMPT = "Hallo aus der Schlange"
-GIVE_UP_S = 60
 """A worker loads Celery before it works, and the machine may be busy."""
 
 pytestmark = pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="looks for processes in /proc")

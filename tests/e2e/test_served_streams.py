@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 import requests
+from support.patience import GIVE_UP_S
 
 from deepseek_client.sandbox import running
 
 ROOT = Path(__file__).parents[2]
-GIVE_UP_S = 20
 PATIENCE_S = 6
 GUNICORN = 'exec "$0" -m gunicorn streaming:app -b 127.0.0.1:$PORT --workers 1'
 SERVERS = {

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 
 import pytest
 import requests
+from support.patience import GIVE_UP_S
 
 from deepseek_client.sandbox import SandboxConfig, running
 
@@ -17,7 +18,6 @@ APP = "webapp.wsgi:app"
 PATIENCE_S = 3
 GONE_S = PATIENCE_S + 12
 """Long on a busy machine, and far below LLM_DEADLINE_S, for which a call would hold its worker."""
-GIVE_UP_S = 20
 KINDS = {"sync": {"WEB_CONCURRENCY": "2"}, "gthread": {"WEB_CONCURRENCY": "1", "WEB_THREADS": "2"}}
 over_kinds = pytest.mark.parametrize("kind", KINDS)
 

@@ -8,11 +8,11 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from support.clients import counted
+from support.patience import GIVE_UP_S
 
 from deepseek_client.sandbox import running
 
 GUNICORN = [sys.executable, "-m", "gunicorn", "-c", "webapp/gunicorn.conf.py", "webapp.wsgi:app"]
-GIVE_UP_S = 60
 WORKERS = 2
 ABANDONED = 200
 

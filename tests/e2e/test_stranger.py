@@ -7,10 +7,10 @@ import subprocess
 
 import pytest
 from support.documents import README, blocks
+from support.patience import GIVE_UP_S
 
 from deepseek_client.sandbox import SandboxConfig, running
 
-GIVE_UP_S = 60
 THEIR_CLIENT = """
 import os
 import requests

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import requests
+from support.patience import GIVE_UP_S
 from support.ports import free_port
 from support.queue_server import PASSWORD
 
@@ -19,7 +20,6 @@ from deepseek_client.sandbox import SandboxConfig, running
 from deepseek_client.tasks import Jobs
 
 ROOT = Path(__file__).parents[2]
-GIVE_UP_S = 90
 GUNICORN = [sys.executable, "-m", "gunicorn", "-c", "webapp/gunicorn.conf.py", "webapp.wsgi:app"]
 WORKER = [sys.executable, "-m", "deepseek_client.tasks.app"]
 KEY = "sk-0123456789abcdef"
@@ -95,7 +95,7 @@ def has_ended(jobs, eventually):
     """Waits for tasks and gives what became of them."""
 
     def wait(tasks):
-        return [eventually(lambda task=task: ended_or_none(jobs, task), GIVE_UP_S) for task in tasks]
+        return [eventually(lambda task=task: ended_or_none(jobs, task), 2 * GIVE_UP_S) for task in tasks]
 
     return wait
 

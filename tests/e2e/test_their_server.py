@@ -8,11 +8,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from support.patience import GIVE_UP_S
 
 from deepseek_client.sandbox import running
 
 ROOT = Path(__file__).parents[2]
-GIVE_UP_S = 20
 PATIENCE_S = 3
 """Of gunicorn with a worker at SIGTERM; far below LLM_DEADLINE_S, for which a call would hold it."""
 

@@ -9,11 +9,11 @@ from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 
 import pytest
+from support.patience import GIVE_UP_S
 
 from deepseek_client.sandbox import SandboxConfig, running
 
 ROOT = Path(__file__).parents[2]
-GIVE_UP_S = 60
 LOAD = 20
 TOKEN = "sesame"
 

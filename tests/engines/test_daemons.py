@@ -8,7 +8,7 @@ import weakref
 from concurrent.futures import CancelledError, ThreadPoolExecutor, wait
 
 import pytest
-from support.faults import GIVE_UP_S
+from support.patience import GIVE_UP_S
 
 from deepseek_client import WorkerPool
 from deepseek_client.engines.daemons import DaemonExecutor, WorkItem

@@ -12,7 +12,8 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from support.blocking import GIVE_UP_S, Blocked, counts, entered, until
+from support.blocking import Blocked, counts, entered, until
+from support.patience import GIVE_UP_S
 
 from deepseek_client import DeadlineExceeded, Overloaded, PoolClosed, WorkerPool
 from deepseek_client.engines import inline

@@ -11,8 +11,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from support.blocking import GIVE_UP_S
 from support.loop_calls import client_of, facade_of, seen
+from support.patience import GIVE_UP_S
 
 from deepseek_client import AsyncFacade, DeadlineExceeded, PoolClosed, WorkerPool, call_options
 

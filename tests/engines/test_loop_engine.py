@@ -18,8 +18,8 @@ import greenlet
 import pytest
 import requests
 import trustme
-from support.blocking import GIVE_UP_S
 from support.loop_calls import client_of, facade_of, seen
+from support.patience import GIVE_UP_S
 
 from deepseek_client import Overloaded, WorkerPool, asyncify, call_options
 

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 from support.blocking import in_child, other_task
 from support.clients import build
-from support.serving import GIVE_UP_S, Server
+from support.patience import GIVE_UP_S
+from support.serving import Server
 
 from deepseek_client import AsyncDeepSeekClient, DeadlineExceeded, Settings, WorkerPool, call_options
 from deepseek_client.calls.call import calls_in_flight

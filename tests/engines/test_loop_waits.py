@@ -13,11 +13,11 @@ import weakref
 
 import pytest
 from support.blocking import in_child
+from support.patience import GIVE_UP_S
 
 from deepseek_client.engines import loop_waits
 from deepseek_client.engines.loop_waits import waits_of
 
-GIVE_UP_S = 20.0
 WORD = contextvars.ContextVar("word", default="")
 
 

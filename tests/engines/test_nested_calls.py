@@ -9,7 +9,8 @@ from collections.abc import Callable
 from contextlib import suppress
 
 import pytest
-from support.blocking import GIVE_UP_S, Blocked, Deaf, counts, entered, held_elsewhere, in_child, until
+from support.blocking import Blocked, Deaf, counts, entered, held_elsewhere, in_child, until
+from support.patience import GIVE_UP_S
 
 from deepseek_client import DeadlineExceeded, Overloaded, WorkerPool
 from deepseek_client.engines import inline

@@ -9,7 +9,8 @@ import time
 import weakref
 
 import pytest
-from support.blocking import GIVE_UP_S, Blocked, Deaf, counts, entered, until
+from support.blocking import Blocked, Deaf, counts, entered, until
+from support.patience import GIVE_UP_S
 
 from deepseek_client import DeadlineExceeded, PoolClosed, WorkerPool
 

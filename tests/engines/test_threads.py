@@ -11,7 +11,8 @@ import time
 import weakref
 
 import pytest
-from support.blocking import GIVE_UP_S, Blocked, Clock, Deaf, counts, entered, until
+from support.blocking import Blocked, Clock, Deaf, counts, entered, until
+from support.patience import GIVE_UP_S
 
 from deepseek_client import Overloaded, PoolClosed, WorkerPool, events
 from deepseek_client.engines import threads

@@ -12,11 +12,11 @@ import pytest
 from flask import Flask
 from flask.testing import FlaskClient
 from support.clients import TheirClient
+from support.patience import GIVE_UP_S
 
 from deepseek_client.flask import DeepSeek
 
 ROOT = Path(__file__).parents[2]
-START_S = 30
 
 
 @pytest.fixture
@@ -31,7 +31,7 @@ def run_python(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]
             env=whole,
             capture_output=True,
             text=True,
-            timeout=START_S,
+            timeout=GIVE_UP_S,
         )
 
     return run

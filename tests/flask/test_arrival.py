@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 from flask import Flask
 from support.blocking import counts, leaving_soon, until
+from support.patience import GIVE_UP_S
 from support.sockets import tcp_pair
 
 from deepseek_client import (
@@ -20,8 +21,6 @@ from deepseek_client import (
 )
 from deepseek_client.calls.options import current_request
 from deepseek_client.flask import DeepSeek, arrival
-
-GIVE_UP_S = 20
 
 
 class Client:

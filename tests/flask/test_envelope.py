@@ -9,7 +9,6 @@ from deepseek_client.flask import DeepSeek
 from deepseek_client.telemetry import logs
 from webapp.app import create_app
 
-GIVE_UP_S = 20
 BODIES = {
     "chat": {"prompt": "x"},
     "chat/sync": {"prompt": "x"},

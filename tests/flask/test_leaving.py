@@ -5,10 +5,9 @@ import threading
 from types import SimpleNamespace
 
 import pytest
+from support.patience import GIVE_UP_S
 
 from deepseek_client.flask import gunicorn_conf, gunicorn_leaving, leaving
-
-GIVE_UP_S = 20
 
 # A process with a call that does not end by itself, in a thread as a server's, and what becomes of it.
 PROGRAM = """

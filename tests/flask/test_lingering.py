@@ -4,11 +4,10 @@ import socket
 import threading
 
 import pytest
+from support.patience import GIVE_UP_S
 
 from deepseek_client.flask import lingering
 from deepseek_client.flask.lingering import Lingering
-
-GIVE_UP_S = 30
 
 
 @pytest.fixture

@@ -7,10 +7,9 @@ import threading
 import flask
 import pytest
 from flask import Flask, g, request, session
+from support.patience import GIVE_UP_S
 
 from deepseek_client.flask import SharedLoop
-
-GIVE_UP_S = 20
 
 tenant = contextvars.ContextVar("tenant", default="nobody")
 

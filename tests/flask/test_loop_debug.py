@@ -4,7 +4,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-GIVE_UP_S = 30
+from support.patience import GIVE_UP_S
+
 ROOT = Path(__file__).parents[2]
 
 SCRIPT = """

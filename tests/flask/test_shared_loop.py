@@ -8,11 +8,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from flask import Flask, g, request
+from support.patience import GIVE_UP_S
 
 from deepseek_client.flask import SharedLoop
 from deepseek_client.flask.loop import _process_loop
-
-GIVE_UP_S = 20
 
 
 @pytest.fixture

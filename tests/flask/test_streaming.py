@@ -13,13 +13,13 @@ from typing import Any
 
 import pytest
 from flask import Flask, Response, request
+from support.patience import GIVE_UP_S
 from werkzeug.test import EnvironBuilder
 
 from deepseek_client import DeadlineExceeded, Overloaded, Settings, asyncify, events
 from deepseek_client.flask import DeepSeek, extension, sse, streaming
 from deepseek_client.wire.tcp import has_other_end_closed
 
-GIVE_UP_S = 20.0
 TENANT: contextvars.ContextVar[str] = contextvars.ContextVar("tenant", default="nobody")
 CONFIG = {"LLM_MAX_WORKERS": 1, "LLM_QUEUE_LIMIT": 0}
 

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 from support.diagnoses import KEY, TOKEN, codes, write_env
+from support.patience import GIVE_UP_S
 
 from deepseek_client.ops.doctor import examine, main
 from deepseek_client.ops.doctor.texts import TEXTS
 
 ROOT = Path(__file__).parents[2]
-GIVE_UP_S = 20
 QUEUE = {"CELERY_BROKER_URL": "redis://127.0.0.1:1/0"}  # nobody is there
 LOCAL = "http://127.0.0.1:9"
 

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 from support.diagnoses import KEY, TOKEN, codes, write_env
+from support.patience import GIVE_UP_S
 
 from deepseek_client import ConfigError
 from deepseek_client.ops.doctor import examine
 from deepseek_client.settings_file import read_env_file
 
 ROOT = Path(__file__).parents[2]
-GIVE_UP_S = 20
 
 pytestmark = pytest.mark.usefixtures("alone")
 

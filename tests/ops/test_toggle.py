@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from support.patience import GIVE_UP_S
 
 import deepseek_client.ops.toggle as toggle
 from deepseek_client import ConfigError, Settings
@@ -16,7 +17,6 @@ from deepseek_client.ops.toggle import report
 from deepseek_client.telemetry import testimony
 
 ROOT = Path(__file__).parents[2]
-GIVE_UP_S = 30
 
 pytestmark = pytest.mark.usefixtures("deployment")
 

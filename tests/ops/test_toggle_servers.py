@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 from support.gunicorns import APPLICATION, environment, poll
+from support.patience import GIVE_UP_S
 
 import deepseek_client.ops.toggle as toggle
 
 ROOT = Path(__file__).parents[2]
-GIVE_UP_S = 30
 
 pytestmark = pytest.mark.usefixtures("deployment")
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import requests
+from support.patience import GIVE_UP_S
 from support.ports import free_port
 
 from deepseek_client.__main__ import main
@@ -17,7 +18,6 @@ from deepseek_client.ops import worker
 from deepseek_client.tasks.broker import Broker
 
 ROOT = Path(__file__).parents[2]
-GIVE_UP_S = 60
 PASSWORD = "PASSWORD-0123456789"
 
 

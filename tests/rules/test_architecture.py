@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from support.patience import GIVE_UP_S
 
 ROOT = Path(__file__).parents[2]
-GIVE_UP_S = 60
 PACKAGES = ("deepseek_client", "webapp")
 ANYTHING = frozenset({"*"})
 

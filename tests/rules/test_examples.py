@@ -10,13 +10,12 @@ import requests
 import yaml
 from support import documents
 from support.documents import CHINESE, DEPLOYMENT, DOCUMENTS, README, ROOT, blocks, codes_in
+from support.patience import GIVE_UP_S
 
 from deepseek_client import AsyncDeepSeekClient, __main__
 from deepseek_client.sandbox.__main__ import _parser as sandbox_parser
 from deepseek_client.telemetry import logs
 from webapp.app import create_app
-
-GIVE_UP_S = 30
 
 
 def commands():

@@ -17,11 +17,10 @@ import pytest
 import requests
 from flask import Flask
 from support.documents import CHINESE, DOCUMENTS, LIBRARY, README, ROOT, blocks
+from support.patience import GIVE_UP_S
 
 from deepseek_client import AsyncDeepSeekClient, AsyncFacade, DeadlineExceeded, call_options
 from deepseek_client.flask import DeepSeek
-
-GIVE_UP_S = 30
 
 
 def answer_to(prompt):

@@ -5,7 +5,8 @@ import json
 import socket
 from pathlib import Path
 
-GIVE_UP_S = 20
+from support.patience import GIVE_UP_S
+
 KEY = "sk-test_KEY"
 ROOT = Path(__file__).parents[2]
 OFF = {"type": "disabled"}

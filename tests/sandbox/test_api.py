@@ -5,7 +5,8 @@ from contextlib import ExitStack
 
 import pytest
 import requests
-from asking import AN_HOUR_MS, GIVE_UP_S, KEY, ask, choice, connect, error, payload, raw_request
+from asking import AN_HOUR_MS, KEY, ask, choice, connect, error, payload, raw_request
+from support.patience import GIVE_UP_S
 
 from deepseek_client.sandbox import SandboxConfig, running
 

@@ -5,7 +5,8 @@ import json
 from contextlib import closing
 
 import pytest
-from asking import GIVE_UP_S, ask, choice, connect, error, payload, raw_request, read_all, read_half
+from asking import ask, choice, connect, error, payload, raw_request, read_all, read_half
+from support.patience import GIVE_UP_S
 
 from deepseek_client.sandbox.faults import BODY_FAULTS, WIRE_FAULTS
 from deepseek_client.sandbox.script import FAULT_NAMES

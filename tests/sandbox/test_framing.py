@@ -5,7 +5,8 @@ import socket
 import sys
 
 import pytest
-from asking import GIVE_UP_S, ask, choice, connect, raw_request, read_all
+from asking import ask, choice, connect, raw_request, read_all
+from support.patience import GIVE_UP_S
 
 LAST = b'"fp_sandbox"}'
 

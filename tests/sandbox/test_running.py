@@ -14,18 +14,8 @@ from contextlib import contextmanager
 import pytest
 import requests
 import trustme
-from asking import (
-    AN_HOUR_MS,
-    GIVE_UP_S,
-    KEY,
-    ROOT,
-    ask,
-    choice,
-    connect,
-    raw_request,
-    read_all,
-    read_half,
-)
+from asking import AN_HOUR_MS, KEY, ROOT, ask, choice, connect, raw_request, read_all, read_half
+from support.patience import GIVE_UP_S
 
 from deepseek_client.sandbox import SandboxConfig, running, start_in_thread
 from deepseek_client.sandbox.__main__ import main

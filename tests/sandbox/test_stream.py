@@ -4,7 +4,8 @@ import json
 
 import pytest
 import requests
-from asking import GIVE_UP_S, KEY, ask, choice, error, payload
+from asking import KEY, ask, choice, error, payload
+from support.patience import GIVE_UP_S
 
 from deepseek_client.sandbox import SandboxConfig, running
 

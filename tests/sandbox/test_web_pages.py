@@ -1,7 +1,7 @@
 """A web page that a browser shows on the sandbox's machine cannot change what the sandbox does."""
 
 import pytest
-from asking import GIVE_UP_S
+from support.patience import GIVE_UP_S
 
 SCRIPT = '{"replies": [{"fault": "hang"}]}'
 REFUSED = {

@@ -17,7 +17,7 @@ import pytest
 
 from deepseek_client import WorkerPool
 
-GIVE_UP_S = 20.0
+from .patience import GIVE_UP_S
 
 
 class Blocked:

@@ -18,7 +18,7 @@ from webapp.console.histograms import histogram_of
 from webapp.console.sample import Sample, Worker
 from webapp.console.watching import Watch
 
-GIVE_UP_S = 20.0
+from .patience import GIVE_UP_S
 
 PIDS = (4101, 4102)
 # In the browser: whether something blue is drawn in each column of a chart. The letters of its axis have blue rims.

@@ -8,7 +8,8 @@ from typing import Any
 
 from deepseek_client.wire.exchange import Rules
 
-from .serving import GIVE_UP_S, Exchanged
+from .patience import GIVE_UP_S
+from .serving import Exchanged
 
 FINAL = Rules(may_catch_end=False)
 

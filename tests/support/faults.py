@@ -22,7 +22,8 @@ from deepseek_client import (
     WorkerPool,
 )
 
-GIVE_UP_S = 20.0
+from .patience import GIVE_UP_S
+
 NOW = 1_800_000_000.0  # 2027-01-15 08:00:00 GMT
 """Time of the day for whoever reads an HTTP date."""
 IN_90_S = "Fri, 15 Jan 2027 08:01:30 GMT"

@@ -13,8 +13,9 @@ from typing import Any
 
 from deepseek_client.telemetry.testimony import read_testimonies
 
+from .patience import GIVE_UP_S
+
 ROOT = Path(__file__).parents[2]
-GIVE_UP_S = 30
 APPLICATION = """\
 import os
 from deepseek_client.settings import Settings

@@ -10,8 +10,8 @@ from typing import Any
 from deepseek_client import AsyncDeepSeekClient, AsyncFacade, Settings, WorkerPool
 from deepseek_client.sandbox import RunningSandbox
 
-from .blocking import GIVE_UP_S
 from .clients import build
+from .patience import GIVE_UP_S
 
 
 def client_of(

@@ -10,10 +10,11 @@ import venv
 from pathlib import Path
 from typing import NamedTuple
 
+from .patience import GIVE_UP_S
+
 __all__ = ["Distributions", "build", "install", "run"]
 
 ROOT = Path(__file__).parents[2]
-GIVE_UP_S = 120
 """Bound of a build, which runs a few interpreters one after another."""
 _LEFTOVERS = (
     ".git",
@@ -63,7 +64,12 @@ def install(wheel: Path, folder: Path) -> Path:
 def run(command: list[str | Path], folder: Path) -> str:
     """Runs a command in a folder, and returns all that it wrote; fails unless it succeeds."""
     done = subprocess.run(
-        command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=GIVE_UP_S
+        command,
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=2 * GIVE_UP_S,
     )
     assert done.returncode == 0, done.stdout
     return done.stdout

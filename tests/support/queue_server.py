@@ -11,9 +11,9 @@ from pathlib import Path
 
 import redis
 
+from .patience import GIVE_UP_S
 from .ports import free_port
 
-GIVE_UP_S = 30
 PASSWORD = "queue-password-4711"
 
 

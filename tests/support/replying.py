@@ -12,9 +12,8 @@ import zlib
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeVar
 
-__all__ = ["GIVE_UP_S", "ByteServer", "Reply", "random_reply"]
+__all__ = ["ByteServer", "Reply", "random_reply"]
 
-GIVE_UP_S = 20.0
 _T = TypeVar("_T")
 
 

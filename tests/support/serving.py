@@ -13,8 +13,7 @@ import requests
 from deepseek_client.wire import adapter
 from deepseek_client.wire.exchange import Exchange, Rules
 
-GIVE_UP_S = 20.0
-
+from .patience import GIVE_UP_S
 
 RULES = Rules(reply_limit_bytes=100_000, stays_at_origin=True)
 

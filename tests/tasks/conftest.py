@@ -4,13 +4,12 @@ import time
 from dataclasses import replace
 
 import pytest
+from support.patience import GIVE_UP_S
 
 from deepseek_client import AsyncDeepSeekClient, QueueUnavailable
 from deepseek_client.tasks import Jobs, listener
 from deepseek_client.tasks.ledger import Ledger
 from deepseek_client.tasks.runner import Runner
-
-GIVE_UP_S = 30
 
 
 def until(ask, is_good=bool):

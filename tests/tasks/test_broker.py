@@ -14,13 +14,13 @@ from pathlib import Path
 import pytest
 import redis
 from programs.soak.disk import running_disk
+from support.patience import GIVE_UP_S
 from support.queue_servers import PROGRAMS, program
 
 from deepseek_client.tasks import broker
 from deepseek_client.tasks.broker import Broker, BrokerRefusal, server_program
 
 ROOT = Path(__file__).parents[2]
-GIVE_UP_S = 20
 
 
 @pytest.fixture(params=PROGRAMS)

@@ -7,14 +7,13 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
+from support.patience import GIVE_UP_S
 
 from deepseek_client import InvalidRequest, Overloaded, QueueUnavailable, Settings, events, request_id
 from deepseek_client.tasks import ExpiredTask, Jobs, KeyReused, Overview, UnknownTask
 from deepseek_client.tasks.jobs import arguments_of
 from deepseek_client.tasks.ledger import Ledger
 from deepseek_client.tasks.sweeper import Sweeper
-
-GIVE_UP_S = 30
 
 
 @pytest.fixture

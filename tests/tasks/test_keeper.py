@@ -9,10 +9,9 @@ import threading
 import time
 
 import pytest
+from support.patience import GIVE_UP_S
 
 from deepseek_client.tasks.keeper import Keeper, Kept
-
-GIVE_UP_S = 20
 
 
 class FakeProcess:

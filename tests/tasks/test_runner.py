@@ -5,12 +5,11 @@ import threading
 from types import SimpleNamespace
 
 import pytest
+from support.patience import GIVE_UP_S
 
 from deepseek_client import CircuitOpen, RateLimited, events, request_id
 from deepseek_client.calls.options import current_options
 from deepseek_client.tasks.runner import Runner
-
-GIVE_UP_S = 30
 
 
 def in_thread(function, *args):

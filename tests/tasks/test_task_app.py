@@ -6,14 +6,13 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
+from support.patience import GIVE_UP_S
 from support.queue_server import PASSWORD
 
 from deepseek_client import ConfigError, Settings
 from deepseek_client.tasks.app import celery_app, main, make_app, worker_arguments
 from deepseek_client.tasks.metrics_server import MetricsServer
 from deepseek_client.tasks.runner import lease_s
-
-GIVE_UP_S = 30
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
+from support.patience import GIVE_UP_S
 
 from deepseek_client import (
     DeadlineExceeded,
@@ -20,8 +21,6 @@ from deepseek_client import (
     events,
 )
 from deepseek_client.tasks import TaskClient, client
-
-GIVE_UP_S = 30
 
 
 class Worker(threading.Thread):

@@ -7,13 +7,13 @@ from itertools import product
 from pathlib import Path
 
 import pytest
+from support.patience import GIVE_UP_S
 from support.samples import call, lines_of, samples
 
 from deepseek_client import errors
 from deepseek_client.events import PoolChanged, emit
 from deepseek_client.telemetry import metrics
 
-GIVE_UP_S = 30
 ROOT = Path(__file__).parents[2]
 
 pytestmark = pytest.mark.usefixtures("counted")

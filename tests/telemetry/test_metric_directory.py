@@ -13,11 +13,11 @@ import pytest
 import requests
 from prometheus_client.parser import text_string_to_metric_families
 from support.blocking import in_child
+from support.patience import GIVE_UP_S
 
 from deepseek_client.telemetry import metric_directory
 from deepseek_client.telemetry.metric_files import OwnFiles
 
-GIVE_UP_S = 30
 ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")
 

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
+from support.patience import GIVE_UP_S
 
-GIVE_UP_S = 30
 ROOT = Path(__file__).parents[2]
 KINDS = ("counter", "gauge_livesum", "histogram")
 

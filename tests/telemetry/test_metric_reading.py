@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
+from support.patience import GIVE_UP_S
 
 from deepseek_client import events
 from deepseek_client.telemetry import metric_reading, metrics
 from deepseek_client.telemetry.metric_directory import directories_of, directory
 from deepseek_client.telemetry.metric_reading import Series, read_metrics
 
-GIVE_UP_S = 30
 ROOT = Path(__file__).parents[2]
 
 # A worker that has counted, waits for its input to end, and then ends as if it was killed.

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from support.blocking import Clock
+from support.patience import GIVE_UP_S
 
 from deepseek_client.telemetry import metric_directory, metric_values
 from deepseek_client.telemetry.metric_values import Family, Values
 
-GIVE_UP_S = 30
 ROOT = Path(__file__).parents[2]
 
 

@@ -8,12 +8,12 @@ import tempfile
 from pathlib import Path
 
 import pytest
+from support.patience import GIVE_UP_S
 
 from deepseek_client.telemetry import testimony
 from deepseek_client.telemetry.testimony import process_state, read_testimonies, run_directory
 
 ROOT = Path(__file__).parents[2]
-GIVE_UP_S = 10
 
 pytestmark = pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="a process proves itself by /proc")
 

@@ -4,13 +4,12 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from support.blocking import leaving_soon
+from support.patience import GIVE_UP_S
 
 from deepseek_client import Settings
 from deepseek_client.calls.ending import end_calls
 from deepseek_client.sandbox import running
 from webapp.app import create_app
-
-GIVE_UP_S = 20
 
 
 @pytest.mark.parametrize(

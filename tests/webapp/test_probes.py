@@ -5,13 +5,13 @@ from dataclasses import replace
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from support.clients import counted
+from support.patience import GIVE_UP_S
 
 from deepseek_client import Settings, __version__
 from deepseek_client.sandbox import running
 from webapp.app import create_app
 from webapp.extensions import deepseek
 
-GIVE_UP_S = 20
 KEY = "sk-SECRET-0123-tail"
 
 

@@ -4,12 +4,11 @@ import threading
 from dataclasses import replace
 
 import pytest
+from support.patience import GIVE_UP_S
 
 from deepseek_client.tasks.ledger import Ledger
 from webapp.app import create_app
 from webapp.routes import tasks
-
-GIVE_UP_S = 30
 
 
 @pytest.fixture

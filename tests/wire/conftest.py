@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import trustme
-from support.blocking import GIVE_UP_S
+from support.patience import GIVE_UP_S
 
 from deepseek_client.sandbox import RunningSandbox, SandboxConfig, running
 from deepseek_client.wire import sockets

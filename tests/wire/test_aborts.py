@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 import requests
 from requests.adapters import HTTPAdapter
-from support.serving import GIVE_UP_S, Exchanged, ask, exchanged, reply
+from support.patience import GIVE_UP_S
+from support.serving import Exchanged, ask, exchanged, reply
 from urllib3 import Retry
 
 from deepseek_client import AsyncDeepSeekClient, DeadlineExceeded, Settings, call_options

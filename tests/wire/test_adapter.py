@@ -20,6 +20,7 @@ import requests
 import responses
 from requests.adapters import HTTPAdapter
 from requests.auth import HTTPDigestAuth
+from support.patience import GIVE_UP_S
 from support.serving import Exchanged, ask, exchanged, reply
 
 from deepseek_client import AsyncFacade, BadReply, Settings
@@ -27,7 +28,6 @@ from deepseek_client.calls.caller import Caller
 from deepseek_client.wire import adapter as transport
 from deepseek_client.wire.failures import failure_from
 
-GIVE_UP_S = 20.0
 URL = "https://api.example.test/chat/completions"
 
 

@@ -16,7 +16,8 @@ from typing import Any
 import pytest
 from bench.sdk_clients import CLIENTS
 from bench.sdk_stub import PHASES, StubServer
-from support.blocking import GIVE_UP_S, until
+from support.blocking import until
+from support.patience import GIVE_UP_S
 
 from deepseek_client import AsyncFacade, DeadlineExceeded, Overloaded, PoolClosed, WorkerPool, call_options
 

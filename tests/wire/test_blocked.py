@@ -13,8 +13,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from support.blocking import GIVE_UP_S
 from support.exchanges import FINAL, Running
+from support.patience import GIVE_UP_S
 from support.sockets import connected
 
 from deepseek_client.wire import blocked, waiting, watchdog

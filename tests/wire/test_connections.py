@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 import requests
-from support.serving import GIVE_UP_S, ask, exchanged
+from support.patience import GIVE_UP_S
+from support.serving import ask, exchanged
 
 from deepseek_client.wire import connections
 

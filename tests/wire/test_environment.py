@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import requests
 import requests.sessions
-from support.serving import GIVE_UP_S, exchanged, reply
+from support.patience import GIVE_UP_S
+from support.serving import exchanged, reply
 
 from deepseek_client.wire.exchange import Exchange
 

@@ -7,12 +7,12 @@ from types import ModuleType
 
 import pytest
 from flask import Flask
+from support.patience import GIVE_UP_S
 
 from deepseek_client import ConfigError
 from deepseek_client.flask import DeepSeek
 
 ROOT = Path(__file__).parents[2]
-GIVE_UP_S = 60
 CHATS = ["reads", "sleeps", "gets", "acquires", "catches"]
 
 PROLOGUE = """

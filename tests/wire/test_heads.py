@@ -13,7 +13,8 @@ import pytest
 import requests
 from requests.adapters import HTTPAdapter
 from requests.structures import CaseInsensitiveDict
-from support.serving import GIVE_UP_S, Exchanged
+from support.patience import GIVE_UP_S
+from support.serving import Exchanged
 from urllib3 import HTTPConnectionPool
 from urllib3.connection import HTTPConnection
 from urllib3.util import SKIP_HEADER

@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 import requests
 from support.clients import build
-from support.serving import GIVE_UP_S, exchanged
+from support.patience import GIVE_UP_S
+from support.serving import exchanged
 
 from deepseek_client import Settings
 from deepseek_client.sandbox import SandboxConfig, running

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import requests
 from support.clients import build
-from support.serving import GIVE_UP_S, exchanged, reply
+from support.patience import GIVE_UP_S
+from support.serving import exchanged, reply
 
 from deepseek_client import (
     AsyncDeepSeekClient,

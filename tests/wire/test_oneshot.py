@@ -16,7 +16,8 @@ from typing import Any
 
 import pytest
 import requests
-from support.serving import GIVE_UP_S, Exchanged
+from support.patience import GIVE_UP_S
+from support.serving import Exchanged
 
 from deepseek_client.wire import adapter, oneshot
 

@@ -11,8 +11,8 @@ from contextlib import suppress
 from typing import Any
 
 import pytest
-from support.blocking import GIVE_UP_S
 from support.exchanges import Running, in_exchange
+from support.patience import GIVE_UP_S
 from support.sockets import connected
 
 from deepseek_client.wire import sockets

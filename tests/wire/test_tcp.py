@@ -6,11 +6,11 @@ import sys
 import time
 
 import pytest
+from support.patience import GIVE_UP_S
 from support.sockets import tcp_pair, unix_pair
 
 from deepseek_client.wire.tcp import has_other_end_closed, seconds_since_received
 
-GIVE_UP_S = 20
 ROUNDED_S = 0.02  # the kernel's clock ticks a hundred times a second at least
 
 on_linux = pytest.mark.skipif(sys.platform != "linux", reason="other systems do not tell")

@@ -18,7 +18,8 @@ import pytest
 import requests
 import trustme
 import urllib3
-from support.serving import GIVE_UP_S, exchanged
+from support.patience import GIVE_UP_S
+from support.serving import exchanged
 
 from deepseek_client import AsyncDeepSeekClient, ConfigError, ConnectionFailed, Settings
 from deepseek_client.wire import tls

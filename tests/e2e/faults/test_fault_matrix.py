@@ -15,7 +15,8 @@ import requests
 from support.applications import client_of as app_client
 from support.clients import build
 from support.entries import ENTRIES, Entry, leaves_nothing, over_entries
-from support.faults import BUSY, ENDLESS, FAULTS, GIVE_UP_S, counted
+from support.faults import BUSY, ENDLESS, FAULTS, counted
+from support.patience import GIVE_UP_S
 
 from deepseek_client import (
     AuthenticationFailed,

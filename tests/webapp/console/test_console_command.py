@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 import requests
+from support.patience import GIVE_UP_S
 from support.ports import free_port
 
 ROOT = Path(__file__).parents[3]
-GIVE_UP_S = 30
 
 
 @pytest.fixture

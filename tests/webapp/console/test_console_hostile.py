@@ -8,6 +8,7 @@ from contextlib import closing
 
 import pytest
 from support.console_samples import console_of, disconnect
+from support.patience import GIVE_UP_S
 from support.serving import reply
 
 from webapp.console import create_console
@@ -15,7 +16,6 @@ from webapp.console.sample import Sample
 from webapp.console.watching import Watch
 
 DEEP = "[" * 100_000
-GIVE_UP_S = 30
 
 
 @pytest.fixture
