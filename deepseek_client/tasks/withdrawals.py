@@ -12,11 +12,12 @@ import os
 import threading
 import time
 from collections import deque
+from collections.abc import Callable
 
 import redis
 
 from ..fork_safe import ForkSafeLock
-from ..queue_connection import TIMEOUT_S, connect
+from ..queue_connection import connect
 from . import scripts
 
 __all__ = ["Withdrawals"]
@@ -44,14 +45,15 @@ class Withdrawals:
         self._waiting: deque[tuple[str, str, float]] = deque(maxlen=_MOST)  # guarded by _lock
         self._at_work_pid = 0  # guarded by _lock; of the process that has the thread
         self._connected_pid = 0
-        self._connecting: threading.Thread | None = None
+        self._threads: set[threading.Thread] = set()  # guarded by _lock; those that use the connection
+        self._is_closed = False  # guarded by _lock
 
     def be_ready(self) -> None:
         """Opens the connection, once for each process; blocks for nothing."""
         if self._connected_pid != os.getpid():
             self._connected_pid = os.getpid()
-            self._connecting = threading.Thread(target=self._connect, name="task-withdrawals", daemon=True)
-            self._connecting.start()
+            with self._lock:
+                self._start_locked(self._connect)
 
     def add(self, task_id: str, key: str) -> None:
         """Takes a submission back as soon as the server listens."""
@@ -59,13 +61,30 @@ class Withdrawals:
             self._waiting.append((task_id, key, time.monotonic() + _GIVES_UP_S))
             if self._at_work_pid != os.getpid():
                 self._at_work_pid = os.getpid()
-                threading.Thread(target=self._work, name="task-withdrawals", daemon=True).start()
+                self._start_locked(self._work)
 
     def close(self) -> None:
-        """Closes the connection."""
-        if self._connecting is not None and self._connected_pid == os.getpid():
-            self._connecting.join(TIMEOUT_S)
-        self._client.close()
+        """Closes the connection; while a thread uses it, that one does so when it has done with it."""
+        with self._lock:
+            self._is_closed = True
+            is_in_use = any(thread.is_alive() for thread in self._threads)  # a parent's threads are not
+        if not is_in_use:
+            self._client.close()
+
+    def _start_locked(self, target: Callable[[], None]) -> None:
+        thread = threading.Thread(target=self._use, args=(target,), name="task-withdrawals", daemon=True)
+        thread.start()
+        self._threads.add(thread)
+
+    def _use(self, target: Callable[[], None]) -> None:
+        try:
+            target()
+        finally:
+            with self._lock:
+                self._threads.discard(threading.current_thread())
+                is_last = self._is_closed and not any(thread.is_alive() for thread in self._threads)
+            if is_last:
+                self._client.close()
 
     def _connect(self) -> None:
         with contextlib.suppress(redis.RedisError):  # the first withdrawal does it then

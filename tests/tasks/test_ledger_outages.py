@@ -1,12 +1,16 @@
 """The record of a task while its server is away, frozen, full or started again."""
 
 import json
+from threading import Event
+from types import SimpleNamespace
 
 import pytest
 import redis
 from support.ledgers import PENDING, QUEUE, started, submitted
+from support.patience import GIVE_UP_S
 
 from deepseek_client import QueueUnavailable
+from deepseek_client.tasks.withdrawals import Withdrawals
 
 
 def test_refused_server_is_unavailable_at_once_for_the_second(new_ledger, own_queue):
@@ -86,6 +90,20 @@ def test_withdrawal_waits_for_a_server_that_is_away(own_queue, new_ledger, event
     client = own_queue.client()
     assert eventually_available(lambda: not client.exists(f"{{deepseek}}:task:{task_id}"))
     assert client.zcard(PENDING) == 0
+
+
+def test_connection_of_a_withdrawal_is_closed_by_its_thread():
+    """To close it under the thread that reads an answer would end that thread with an error."""
+    withdrawals, begun, answer, closed = Withdrawals("redis://localhost", 1), Event(), Event(), Event()
+    withdrawals._client = SimpleNamespace(
+        eval=lambda *_: begun.set() or answer.wait(GIVE_UP_S), close=closed.set
+    )
+    withdrawals.add("task", "")
+    assert begun.wait(GIVE_UP_S)
+    withdrawals.close()
+    assert not closed.is_set()
+    answer.set()
+    assert closed.wait(GIVE_UP_S)
 
 
 def test_full_server_is_unavailable_and_says_so(new_ledger, own_queue):
