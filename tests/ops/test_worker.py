@@ -168,19 +168,10 @@ def test_told_to_end_while_it_waits(run, broker, number):
 
 
 TOLD_WHILE_CELERY_IS_IMPORTED = """
-import os, signal, sys, weakref
+import signal, sys
+from support.signalling import signal_in_a_callback
 
-class Thing:
-    pass
-
-def tell(_):
-    os.kill(os.getpid(), signal.{name})
-    for _ in range(1000):
-        pass
-
-thing = Thing()
-reference = weakref.ref(thing, tell)
-del thing
+signal_in_a_callback(signal.{name})
 sys.exit("it goes on")
 """
 
@@ -191,7 +182,9 @@ def test_told_to_end_while_it_starts(tmp_path, run, broker, launch, name):
     launch()
     (tmp_path / "celery").mkdir()
     (tmp_path / "celery" / "__init__.py").write_text(TOLD_WHILE_CELERY_IS_IMPORTED.format(name=name))
-    process = run(CELERY_BROKER_URL=broker.url, PYTHONPATH=f"{tmp_path}{os.pathsep}{ROOT}")
+    process = run(
+        CELERY_BROKER_URL=broker.url, PYTHONPATH=os.pathsep.join(map(str, (tmp_path, ROOT, ROOT / "tests")))
+    )
     assert process.process.stderr.read() == ""
     assert process.process.wait(GIVE_UP_S) == 0
 

@@ -74,23 +74,11 @@ def test_signals(console, number):
 
 
 TOLD_IN_A_CALLBACK = """
-import os, signal, sys, weakref
+import signal, sys
+from support.signalling import signal_in_a_callback
 from webapp.console import command, watching
 
-class Thing:
-    pass
-
-def tell(_):
-    os.kill(os.getpid(), signal.{name})
-    for _ in range(1000):
-        pass
-
-def start(self):
-    thing = Thing()
-    reference = weakref.ref(thing, tell)
-    del thing
-
-watching.Watch.start = start
+watching.Watch.start = lambda self: signal_in_a_callback(signal.{name})
 sys.exit(command.main(["--port", "0"]))
 """
 
@@ -99,7 +87,7 @@ sys.exit(command.main(["--port", "0"]))
 def test_signal_in_a_callback(tmp_path, name):
     """A signal that comes in a callback, in which Python drops what a handler raises, ends the console, too."""
     command = [sys.executable, "-c", TOLD_IN_A_CALLBACK.format(name=name)]
-    env = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT)}
+    env = {"PATH": os.environ["PATH"], "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"}
     ended = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=GIVE_UP_S)
     assert (ended.returncode, ended.stderr) == (0, "")
 
