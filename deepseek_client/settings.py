@@ -5,19 +5,21 @@
 
 from __future__ import annotations
 
+import difflib
 import ipaddress
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
 from .errors import ConfigError
 
-__all__ = ["ENGINES", "Settings", "is_loopback"]
+__all__ = ["ENGINES", "Settings", "is_loopback", "nearest_setting"]
 
 ENGINES = ("threads", "loop")
 """What may run a call: the thread pool, or greenlets on the event loop that awaits it."""
 
+_ALIKE = 0.85  # LLM_MAX_TOKENS, another program's, comes as near as 0.83 to LLM_MAX_WORKERS
 _RANGES: dict[str, tuple[float, float]] = {
     "max_workers": (1, 1000),
     "queue_limit": (0, 100_000),
@@ -152,6 +154,11 @@ def is_loopback(host: str) -> bool:
         return host == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
+
+
+def nearest_setting(name: str, names: Iterable[str]) -> str:
+    """The one of the names for which another one may be a misspelling; "" if none is near enough."""
+    return next(iter(difflib.get_close_matches(name, list(names), n=1, cutoff=_ALIKE)), "")
 
 
 def _text(env: Mapping[str, str], name: str) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -11,6 +10,7 @@ from flask import Flask
 
 from deepseek_client import ConfigError
 
+from ..settings import nearest_setting
 from ..settings_file import read_env_file
 from .gunicorn_leaving import gunicorn_worker
 
@@ -18,7 +18,6 @@ __all__ = ["Sources"]
 
 _SWITCH = "USE_ASYNC_DEEPSEEK"
 _PREFIXES = ("LLM_", "DEEPSEEK_", "USE_ASYNC")
-_ALIKE = 0.85  # as difflib counts
 _NO_SECRETS = (
     _SWITCH,
     "DEEPSEEK_TRANSPORT",
@@ -69,14 +68,9 @@ class Sources(Mapping[str, str]):
         """Names in `app.config` that nobody has asked for, each with one like it that was asked for and is not set."""
         names = [name for name in self._config if isinstance(name, str) and name.startswith(_PREFIXES)]
         unset = sorted(name for name in self._asked if not str(self._config.get(name) or "").strip())
-        alike = [
-            (name, *difflib.get_close_matches(name, unset, n=1, cutoff=_ALIKE))
-            for name in sorted({*names} - self._asked)
-        ]
+        meant = {name: nearest_setting(name, unset) for name in sorted({*names} - self._asked)}
         # A word more is a name of its own.
-        return [
-            (pair[0], pair[1]) for pair in alike if len(pair) == 2 and not pair[0].startswith(f"{pair[1]}_")
-        ]
+        return [(name, other) for name, other in meant.items() if other and not name.startswith(f"{other}_")]
 
     def in_config(self) -> dict[str, str]:
         """What of the settings stands in `app.config`, but for those that are or may hold a secret."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import functools
 import os
 import stat
@@ -10,7 +9,7 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from ...settings import Settings
+from ...settings import Settings, nearest_setting
 from ...telemetry.testimony import DIRECTORY_VARIABLE, process_state
 from ..env_file import VARIABLE
 from .finding import Finding, found
@@ -27,7 +26,6 @@ _LIBRARY = {"DEEPSEEK_VERBOSE", _METRICS, DIRECTORY_VARIABLE}
 _WEBAPP = {"HOST", "PORT", "WEB_CONCURRENCY", "WEB_THREADS"}
 _PREFIXES = ("LLM_", "DEEPSEEK_", "USE_ASYNC", "WEB_")
 _LOOKED_AT = 500  # names that nothing reads; each is compared with all that something reads
-_ALIKE = 0.85  # LLM_MAX_TOKENS, another program's, comes as near as 0.83 to LLM_MAX_WORKERS
 
 
 class _Recorder(Mapping[str, str]):
@@ -124,9 +122,9 @@ def _unknown(situation: Situation) -> Iterator[Finding]:
     known = _known(situation.is_webapp)
     names = {name for name in situation.process if name.startswith(_PREFIXES)} | {*situation.file}
     for name in sorted(names - known)[:_LOOKED_AT]:
-        similar = difflib.get_close_matches(name.upper(), known, n=1, cutoff=_ALIKE)
-        meant = next((other for other in similar if not situation.get(other)), "")
-        if meant and not name.startswith(f"{meant}_"):  # a word more is a name of its own
+        meant = nearest_setting(name.upper(), known)
+        is_longer = name.startswith(f"{meant}_")  # a word more is a name of its own
+        if meant and not situation.get(meant) and not is_longer:
             yield found("unknown_variable", name=name, meant=meant)
 
 
