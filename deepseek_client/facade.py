@@ -74,9 +74,8 @@ class AsyncFacade(AbstractContextManager[Any], AbstractAsyncContextManager[Any])
             return
         client = self.__facade_caller__.client
         method = name.removesuffix("_async")
-        if method != name and has_method(
-            client, method
-        ):  # the client would have it, and nobody would call it
+        if method != name and has_method(client, method):
+            # The client would have it, and nobody would call it.
             raise AttributeError(
                 f"cannot set {name}: it calls the client's {method}, so set {method} in its place"
             )

@@ -14,7 +14,7 @@ from dotenv.parser import parse_stream
 
 from .errors import ConfigError
 
-__all__ = ["env_text", "read_env_file", "values_in"]
+__all__ = ["check_token_line", "env_text", "read_env_file", "values_in"]
 
 _TOKEN = "WEB_API_TOKEN"
 
@@ -29,8 +29,7 @@ def read_env_file(path: str = ".env") -> dict[str, str]:
     Threads: any; does not wait, whatever the path names.
     """
     text = env_text(path) or ""
-    if line := _unread_line_with_token(text):
-        raise ConfigError(f"{path} cannot be read: line {line} names {_TOKEN} and is no assignment")
+    check_token_line(text, path)
     return values_in(text)
 
 
@@ -61,17 +60,22 @@ def values_in(text: str) -> dict[str, str]:
     return {name: value for name, value in values.items() if value is not None}
 
 
-def _unread_line_with_token(text: str) -> int:
-    """The number of the line that python-dotenv skips although it should set the token; 0 if there is none."""
+def check_token_line(text: str, path: str = ".env") -> None:
+    """Refuses a text whose line for the token python-dotenv skips.
+
+    Raises:
+        ConfigError: as `read_env_file`.
+    """
     if _TOKEN not in text:
-        return 0
+        return
     bindings = list(parse_stream(io.StringIO(text.removeprefix("\ufeff"))))
-    if any(
-        binding.key == _TOKEN for binding in bindings
-    ):  # python-dotenv takes the last one that it can read
-        return 0
-    unread = (binding.original for binding in bindings if binding.error)
-    return next((each.line for each in unread if _TOKEN in each.string.partition("#")[0]), 0)
+    if any(binding.key == _TOKEN for binding in bindings):
+        return
+    for unread in (binding.original for binding in bindings if binding.error):
+        if _TOKEN in unread.string.partition("#")[0]:
+            raise ConfigError(
+                f"{path} cannot be read: line {unread.line} names {_TOKEN} and is no assignment"
+            )
 
 
 def _open_at_once(path: str, flags: int) -> int:

@@ -17,7 +17,7 @@ from dotenv.parser import Binding, parse_stream
 
 from ...errors import ConfigError
 from ...settings import Settings
-from ...settings_file import env_text, read_env_file, values_in
+from ...settings_file import check_token_line, env_text, values_in
 from .. import deployment
 from ..gunicorn_command import Command
 from ..refusal import Refusal
@@ -160,7 +160,7 @@ def _env_file() -> tuple[dict[str, str], list[Binding], list[str]]:
     except ConfigError as error:
         return {}, [], [str(error)]
     try:
-        read_env_file()
+        check_token_line(text)
         refusals = []
     except ConfigError as error:
         refusals = [str(error)]
